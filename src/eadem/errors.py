@@ -1,0 +1,66 @@
+"""Every error Eadem raises: what was asked, what was found, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "EademError",
+    "MissingPackage",
+    "NoSuchSite",
+    "RecordError",
+    "ShapeError",
+    "TieBroken",
+    "TieConflict",
+    "TooLarge",
+    "Unsupported",
+    "nearest",
+]
+
+
+class EademError(Exception):
+    """Base of all errors raised by Eadem."""
+
+
+class NoSuchSite(EademError, LookupError):
+    """A name or pattern matches no parameter of the model."""
+
+
+class ShapeError(EademError, ValueError):
+    """A map cannot join these shapes."""
+
+
+class TieConflict(EademError, ValueError):
+    """The declarations contradict each other: no value of θ satisfies all of them."""
+
+
+class TieBroken(EademError, RuntimeError):
+    """Something outside Eadem took a tied value away or wrote what the tie cannot hold."""
+
+
+class TooLarge(EademError, ValueError):
+    """A dense computation was asked for above its stated size."""
+
+
+class Unsupported(EademError, TypeError):
+    """The model or value is of a kind that a tie refuses, with the way out."""
+
+
+class RecordError(EademError, ValueError):
+    """A record or checkpoint is truncated, foreign, or newer than this version."""
+
+
+class MissingPackage(EademError, ImportError):
+    """An optional package is needed; the message names the extra that brings it."""
+
+
+def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
+    """The names closest to `name`, as a phrase for an error message.
+
+    >>> nearest("encoder.wieght", ["encoder.weight", "decoder.bias"])
+    'nearest: encoder.weight'
+    """
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=n, cutoff=0.5) or sorted(names)[:n]
+    return "nearest: " + ", ".join(close) if close else "there are none"

@@ -1,0 +1,382 @@
+"""What a map is: φ takes the free values θ of a tie to the value at one site.
+
+A map is declared without a shape (`Transpose()`) and becomes usable once bound to the
+shape of a site (`Transpose().bind((3, 8))`), which fixes the shape of θ. A linear map
+is W = Aθ + b: `forward` is A, `offset` is b, `expand` is both. Its `adjoint` is Aᵀ, which
+carries gradients, counts and Jacobians back to θ.
+
+A new linear map is a frozen dataclass with a `forward`:
+
+>>> from dataclasses import dataclass
+>>> @dataclass(frozen=True, eq=False)
+... class Reverse(LinearMap):
+...     def forward(self, theta):
+...         return theta.flip(-1)
+>>> Reverse().bind((3,)).adjoint(torch.tensor([1.0, 2.0, 3.0]))
+tensor([3., 2., 1.])
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, lsmr
+from torch import Tensor
+from typing_extensions import Self
+
+from eadem.errors import ShapeError, TooLarge
+
+if TYPE_CHECKING:
+    from eadem.maps.index import Index
+    from eadem.maps.view import View
+
+__all__ = [
+    "DENSE_LIMIT",
+    "Composed",
+    "Constant",
+    "LinearComposed",
+    "LinearMap",
+    "Map",
+    "Shape",
+    "numel",
+]
+
+Shape = tuple[int, ...]
+
+#: Largest side of a matrix that Eadem builds on its own (a 4096 × 4096 float64 is 128 MB).
+DENSE_LIMIT = 4096
+
+
+def numel(shape: Sequence[int]) -> int:
+    """Number of values in a tensor of `shape`."""
+    return math.prod(shape)
+
+
+class Constant:
+    """A tensor that belongs to a map: a CPU master and copies where it was needed.
+
+    It is no buffer, so casting, `to_empty` and `load_state_dict` leave it alone. Copies of a
+    map share the master; pickling drops the copies on other devices.
+    """
+
+    __slots__ = ("copies", "master")
+
+    def __init__(self, value: Tensor) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            self.master = value.detach().cpu().contiguous().clone()
+        self.copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def on(self, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+        """The value on `device`, in `dtype` (its own by default)."""
+        dtype = self.master.dtype if dtype is None else dtype
+        if device == self.master.device and dtype == self.master.dtype:
+            return self.master
+        found = self.copies.get((device, dtype))
+        if found is not None:
+            return found
+        if torch.compiler.is_compiling():
+            return self.master.to(device=device, dtype=dtype)
+        with torch.inference_mode(False):
+            found = self.master.to(device=device, dtype=dtype)
+        if type(found) is Tensor and device.type != "meta":
+            self.copies[device, dtype] = found
+        return found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Constant:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Constant, (self.master,))
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """Any map from θ to a site's value, linear or not. Subclasses are frozen dataclasses.
+
+    Dataclass fields are the map's arguments; they are what a record stores. `in_shape`
+    (of θ) and `out_shape` (of the site) exist once the map is bound.
+    """
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_bound", None)
+
+    def infer(self, out_shape: Shape) -> Shape:
+        """The shape of θ for a site of `out_shape`. Raises ShapeError if there is none."""
+        return out_shape
+
+    def bind(self, out_shape: Sequence[int], in_shape: Sequence[int] | None = None) -> Self:
+        """This map for a site of `out_shape`; a bound map has `in_shape` and `out_shape`.
+
+        `in_shape` asks for that shape of θ. Raises ShapeError where the map cannot give it.
+        """
+        out = tuple(int(n) for n in out_shape)
+        inferred = tuple(self.infer(out))
+        if in_shape is not None and tuple(in_shape) != inferred:
+            raise ShapeError(
+                f"{self!r} takes θ of shape {inferred} to a site of shape {out}, but the tie's "
+                f"θ has shape {tuple(in_shape)}; use a map that joins these shapes"
+            )
+        bound = copy.copy(self)
+        object.__setattr__(bound, "_bound", (inferred, out))
+        bound._prepare()
+        return bound
+
+    def _prepare(self) -> None:
+        """Called once on a newly bound map: the place to build constants."""
+
+    @property
+    def in_shape(self) -> Shape:
+        """Shape of θ."""
+        return self._shapes()[0]
+
+    @property
+    def out_shape(self) -> Shape:
+        """Shape of the site."""
+        return self._shapes()[1]
+
+    @property
+    def bound(self) -> bool:
+        """Whether `bind` has been called."""
+        return self.__dict__.get("_bound") is not None
+
+    def _shapes(self) -> tuple[Shape, Shape]:
+        found: tuple[Shape, Shape] | None = self.__dict__.get("_bound")
+        if found is None:
+            raise ShapeError(f"{self!r} is not bound to a shape; call .bind(out_shape) first")
+        return found
+
+    @property
+    def linear(self) -> bool:
+        """Whether W = Aθ + b for a constant A and b."""
+        return isinstance(self, LinearMap)
+
+    @abstractmethod
+    def expand(self, theta: Tensor) -> Tensor:
+        """The site's value, of `out_shape`, from θ of `in_shape`."""
+
+    @abstractmethod
+    def linearize(self, theta: Tensor) -> LinearMap:
+        """The linear map at θ: the Jacobian of `expand`, as a bound map."""
+
+    @abstractmethod
+    def lift(self, values: Tensor) -> Tensor:
+        """θ whose expansion is nearest to `values` (least squares where the map is linear)."""
+
+    def __matmul__(self, inner: Map) -> Map:
+        """`f @ g` applies g to θ, then f."""
+        if isinstance(self, LinearMap) and isinstance(inner, LinearMap):
+            return LinearComposed(self, inner)
+        return Composed(self, inner)
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor arguments, by name: what a record stores."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True, eq=False)
+class LinearMap(Map):
+    """W = Aθ + b. A subclass gives `forward`, and the rest where it can do better.
+
+    Required: `forward(theta)`. With defaults: `infer` (θ has the site's shape), `adjoint`
+    (from `forward`, by torch.func.vjp), `offset` (none), `gram`, `lift`, `rank`.
+    """
+
+    @abstractmethod
+    def forward(self, theta: Tensor) -> Tensor:
+        """Aθ, of `out_shape`."""
+
+    @property
+    def offset(self) -> Tensor | None:
+        """b, a float64 CPU tensor of `out_shape`, or None where it is zero."""
+        return None
+
+    def expand(self, theta: Tensor) -> Tensor:
+        """Aθ + b, of `out_shape`."""
+        value = self.forward(theta)
+        offset = self.offset
+        return value if offset is None else value + offset.to(value)
+
+    def adjoint(self, grad: Tensor) -> Tensor:
+        """Aᵀ·grad, of `in_shape`, for `grad` of `out_shape`."""
+        zero = grad.new_zeros(self.in_shape)
+        _, pull = torch.func.vjp(self.forward, zero)
+        pulled: Tensor = pull(grad)[0]
+        return pulled
+
+    def gram(self) -> Tensor:
+        """AᵀA, float64, of shape (numel(in_shape), numel(in_shape)).
+
+        Raises TooLarge above DENSE_LIMIT; `gram_diagonal` serves index maps of any size.
+        """
+        diagonal = self.gram_diagonal()
+        size = numel(self.in_shape)
+        if size > DENSE_LIMIT:
+            raise TooLarge(
+                f"the Gram matrix of {self!r} has {size}² entries; Eadem builds at most "
+                f"{DENSE_LIMIT}²"
+            )
+        if diagonal is not None:
+            return torch.diag(diagonal)
+        matrix = self.dense()
+        return matrix.T @ matrix
+
+    def gram_diagonal(self) -> Tensor | None:
+        """The diagonal of AᵀA, flat float64, where AᵀA is known to be diagonal; else None."""
+        index = self.index()
+        return None if index is None else index.gram_diagonal()
+
+    def lift(self, values: Tensor) -> Tensor:
+        """The least-squares θ: argmin ‖Aθ + b − values‖, of least norm where it is not unique."""
+        offset = self.offset
+        target = values if offset is None else values - offset.to(values)
+        diagonal = self.gram_diagonal()
+        if diagonal is not None:
+            pulled = self.adjoint(target)
+            weight = diagonal.reshape(self.in_shape).to(pulled)
+            return torch.where(weight > 0, pulled / weight.clamp(min=1e-300), 0.0)
+        return _least_norm(self, target)
+
+    @property
+    def rank(self) -> int:
+        """The dimension of range(A). Numerical, relative tolerance 1e-10, where not derived."""
+        diagonal = self.gram_diagonal()
+        if diagonal is not None:
+            return int((diagonal > 0).sum())
+        return int(torch.linalg.matrix_rank(self.dense(), rtol=1e-10))
+
+    def dense(self) -> Tensor:
+        """A as a float64 matrix (numel(out_shape), numel(in_shape)). Raises TooLarge."""
+        columns, rows = numel(self.in_shape), numel(self.out_shape)
+        if columns * rows > DENSE_LIMIT**2:
+            raise TooLarge(
+                f"{self!r} as a matrix is {rows} × {columns}; Eadem builds at most "
+                f"{DENSE_LIMIT}² entries"
+            )
+        if columns == 0:
+            return torch.zeros(rows, 0, dtype=torch.float64)
+        eye = torch.eye(columns, dtype=torch.float64)
+        images = [self.forward(row.reshape(self.in_shape)).reshape(-1) for row in eye]
+        return torch.stack(images, dim=1)
+
+    def linearize(self, theta: Tensor) -> LinearMap:
+        """The map itself: it is linear everywhere."""
+        return self
+
+    def index(self) -> Index | None:
+        """This map as coordinates W[i] = c·θ[j] + d, or None where it is not of that kind."""
+        return None
+
+    def view(self) -> View | None:
+        """This map as an axis permutation with flips and a scale, or None."""
+        return None
+
+
+def _least_norm(phi: LinearMap, target: Tensor) -> Tensor:
+    """argmin ‖Aθ − target‖ of least norm: dense where small, else LSMR (Fong & Saunders 2011)."""
+    rows, columns = numel(phi.out_shape), numel(phi.in_shape)
+    flat = target.detach().to(torch.float64).cpu().reshape(-1)
+    if rows * columns <= DENSE_LIMIT**2:
+        theta = torch.linalg.pinv(phi.dense(), rtol=1e-12) @ flat
+    else:
+
+        def matvec(v: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            theta = torch.as_tensor(v, dtype=torch.float64).reshape(phi.in_shape)
+            return phi.forward(theta).reshape(-1).numpy()
+
+        def rmatvec(v: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            grad = torch.as_tensor(v, dtype=torch.float64).reshape(phi.out_shape)
+            return phi.adjoint(grad).reshape(-1).numpy()
+
+        operator = LinearOperator((rows, columns), matvec=matvec, rmatvec=rmatvec, dtype=float)
+        found = lsmr(operator, flat.numpy(), atol=1e-14, btol=1e-14, maxiter=10 * columns)
+        theta = torch.as_tensor(found[0])
+    return theta.reshape(phi.in_shape).to(target)
+
+
+@dataclass(frozen=True, eq=False)
+class Composed(Map):
+    """outer ∘ inner: θ goes through `inner`, its value through `outer`."""
+
+    outer: Map
+    inner: Map
+
+    def infer(self, out_shape: Shape) -> Shape:
+        """The inner map's θ, for the site that the outer map's θ is."""
+        return self.inner.infer(self.outer.infer(out_shape))
+
+    def _prepare(self) -> None:
+        outer = self.outer.bind(self.out_shape)
+        object.__setattr__(self, "outer", outer)
+        object.__setattr__(self, "inner", self.inner.bind(outer.in_shape))
+
+    def expand(self, theta: Tensor) -> Tensor:
+        """outer.expand(inner.expand(θ))."""
+        return self.outer.expand(self.inner.expand(theta))
+
+    def linearize(self, theta: Tensor) -> LinearMap:
+        """The chain rule: outer's linear map at inner's value, after inner's at θ."""
+        inner = self.inner.linearize(theta)
+        return LinearComposed(self.outer.linearize(self.inner.expand(theta)), inner).bind(
+            self.out_shape
+        )
+
+    def lift(self, values: Tensor) -> Tensor:
+        """Lifted through the outer map, then through the inner one."""
+        return self.inner.lift(self.outer.lift(values))
+
+
+@dataclass(frozen=True, eq=False)
+class LinearComposed(LinearMap):
+    """outer ∘ inner of two linear maps. Index maps compose to one before they are lifted,
+    since (AB)⁺ is not B⁺A⁺."""
+
+    outer: LinearMap
+    inner: LinearMap
+
+    def infer(self, out_shape: Shape) -> Shape:
+        """The inner map's θ, for the site that the outer map's θ is."""
+        return self.inner.infer(self.outer.infer(out_shape))
+
+    def _prepare(self) -> None:
+        outer = self.outer.bind(self.out_shape)
+        inner = self.inner.bind(outer.in_shape)
+        object.__setattr__(self, "outer", outer)
+        object.__setattr__(self, "inner", inner)
+        a, b = outer.index(), inner.index()
+        index = None if a is None or b is None else a.after(b)
+        object.__setattr__(self, "_coordinates", index)
+
+    def index(self) -> Index | None:
+        """The composed coordinates, or None where one of the two has none."""
+        self._shapes()
+        index: Index | None = self.__dict__["_coordinates"]
+        return index
+
+    def view(self) -> View | None:
+        """The composed element, or None where one of the two is none."""
+        a, b = self.outer.view(), self.inner.view()
+        return None if a is None or b is None else a.after(b)
+
+    def forward(self, theta: Tensor) -> Tensor:
+        """outer.forward(inner.forward(θ))."""
+        return self.outer.forward(self.inner.forward(theta))
+
+    def adjoint(self, grad: Tensor) -> Tensor:
+        """inner.adjoint(outer.adjoint(grad))."""
+        return self.inner.adjoint(self.outer.adjoint(grad))
+
+    @property
+    def offset(self) -> Tensor | None:
+        """outer.forward(inner.offset) + outer.offset."""
+        inner, outer = self.inner.offset, self.outer.offset
+        if inner is None:
+            return outer
+        moved = self.outer.forward(inner)
+        return moved if outer is None else moved + outer
