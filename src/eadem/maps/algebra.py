@@ -60,7 +60,7 @@ class _Several(Map):
 
     def _outputs(self, values: Tensor) -> list[Tensor]:
         sizes = [numel(p.out_shape) for p in self.parts]
-        pieces = values.reshape(-1).split(sizes)
+        pieces = torch.split(values.reshape(-1), sizes)
         return [v.reshape(p.out_shape) for v, p in zip(pieces, self.parts, strict=True)]
 
     def expand(self, theta: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class _Side(_Several):
         return sum(numel(p.in_shape) for p in self.parts)
 
     def _inputs(self, theta: Tensor) -> list[Tensor]:
-        pieces = theta.split([numel(p.in_shape) for p in self.parts])
+        pieces = torch.split(theta, [numel(p.in_shape) for p in self.parts])
         return [t.reshape(p.in_shape) for t, p in zip(pieces, self.parts, strict=True)]
 
 
@@ -266,4 +266,5 @@ def orthonormal(matrix: Tensor, rtol: float = 1e-10) -> Tensor:
             rest = rest - basis[:, :kept] @ (basis[:, :kept].T @ rest)
             basis[:, kept] = rest / rest.norm()
             kept += 1
-    return q @ basis[:, :kept]
+    canonical: Tensor = q @ basis[:, :kept]
+    return canonical

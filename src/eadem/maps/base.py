@@ -23,13 +23,12 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator, lsmr
 from torch import Tensor
-from typing_extensions import Self
 
 from eadem.errors import ShapeError, TooLarge
 
@@ -206,7 +205,7 @@ class LinearMap(Map):
     def adjoint(self, grad: Tensor) -> Tensor:
         """Aᵀ·grad, of `in_shape`, for `grad` of `out_shape`."""
         zero = grad.new_zeros(self.in_shape)
-        _, pull = torch.func.vjp(self.forward, zero)
+        pull: Any = torch.func.vjp(self.forward, zero)[1]
         pulled: Tensor = pull(grad)[0]
         return pulled
 
@@ -233,7 +232,7 @@ class LinearMap(Map):
         return None if index is None else index.gram_diagonal()
 
     def lift(self, values: Tensor) -> Tensor:
-        """The least-squares θ: argmin ‖Aθ + b − values‖, of least norm where it is not unique."""
+        """The θ of least ‖Aθ + b − values‖, of least norm where it is not unique."""
         offset = self.offset
         target = values if offset is None else values - offset.to(values)
         diagonal = self.gram_diagonal()
@@ -279,7 +278,7 @@ class LinearMap(Map):
 
 
 def _least_norm(phi: LinearMap, target: Tensor) -> Tensor:
-    """argmin ‖Aθ − target‖ of least norm: dense where small, else LSMR (Fong & Saunders 2011)."""
+    """θ of least ‖Aθ − target‖ and least norm; dense if small, else LSMR (Fong & Saunders 2011)."""
     rows, columns = numel(phi.out_shape), numel(phi.in_shape)
     flat = target.detach().to(torch.float64).cpu().reshape(-1)
     if rows * columns <= DENSE_LIMIT**2:
@@ -297,7 +296,8 @@ def _least_norm(phi: LinearMap, target: Tensor) -> Tensor:
         operator = LinearOperator((rows, columns), matvec=matvec, rmatvec=rmatvec, dtype=float)
         found = lsmr(operator, flat.numpy(), atol=1e-14, btol=1e-14, maxiter=10 * columns)
         theta = torch.as_tensor(found[0])
-    return theta.reshape(phi.in_shape).to(target)
+    lifted: Tensor = theta.reshape(phi.in_shape).to(target)
+    return lifted
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,7 +335,8 @@ class Composed(Map):
 @dataclass(frozen=True, eq=False)
 class LinearComposed(LinearMap):
     """outer ∘ inner of two linear maps. Index maps compose to one before they are lifted,
-    since (AB)⁺ is not B⁺A⁺."""
+    since (AB)⁺ is not B⁺A⁺.
+    """
 
     outer: LinearMap
     inner: LinearMap

@@ -122,7 +122,7 @@ class Index:
 class _Plan:
     """An index made ready to run: gathered where dense, scattered where mostly constant."""
 
-    __slots__ = ("identity", "live", "length", "scale", "shift", "size", "source", "target")
+    __slots__ = ("identity", "length", "live", "scale", "shift", "size", "source", "target")
 
     def __init__(self, index: Index) -> None:
         live = index.position >= 0
