@@ -278,7 +278,7 @@ class LinearMap(Map):
 
 
 def _least_norm(phi: LinearMap, target: Tensor) -> Tensor:
-    """θ of least ‖Aθ − target‖ and least norm; dense if small, else LSMR (Fong & Saunders 2011)."""
+    """θ of least ‖Aθ − target‖; dense if small, else LSMR (Fong & Saunders 2011)."""
     rows, columns = numel(phi.out_shape), numel(phi.in_shape)
     flat = target.detach().to(torch.float64).cpu().reshape(-1)
     if rows * columns <= DENSE_LIMIT**2:
