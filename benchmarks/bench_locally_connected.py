@@ -4,7 +4,7 @@ The peer "bmm" is NHWC, padded, a strided view of all patches, and one `baddbmm`
 of [positions, k·k·C, out]; "einsum" is `F.unfold` and an einsum. Each runs eagerly, with a
 bias, kernel 3, padding 1, on the same numbers. A step is forward and backward; "first layer"
 is a step whose input needs no gradient. With "NHWC" the input and the output's gradient lie
-in memory as the bmm form likes them best (channels_last), else as (batch, channel, row, column).
+in memory as the bmm form likes them best (channels_last), else in the order of axes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
