@@ -69,6 +69,9 @@ class Detached(LinearMap):
     def forward(self, theta):
         return 2.0 * theta - theta.detach()
 
+    def adjoint(self, grad):
+        return grad
+
 
 class WrongIndex(IndexMap):
     def _index(self):
