@@ -6,30 +6,35 @@ ARGS ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help demo test lint format bench studies docs venv clean
 
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
 
-# $(call install,EXTRA): the environment with the package and an extra, in a second when it is
+# $(call install,EXTRA): the environment with the package and an extra, at once when it is
 # right already. What it was made from (the two files, this folder, the interpreter) is noted
 # beside it, so a change in any of them installs again. torch goes first and pinned: left to
-# itself, pip may bring several GB of GPU libraries.
+# itself, pip may bring several GB of GPU libraries. `dev` contains `recipes`.
 define install
 	key() { { cat pyproject.toml constraints.txt; pwd; $(BIN)/python -VV; } 2>&1 | cksum; }; \
+	stop() { echo "$$1" >&2; exit 2; }; \
+	pip() { $(RUN) pip install -qq --no-input --disable-pip-version-check -c constraints.txt "$$@"; }; \
 	if [ "$$(cat $(VENV)/.$(1) 2>/dev/null)" != "$$(key)" ]; then \
-	  command -v "$(PYTHON)" >/dev/null || { \
-	    echo "$(PYTHON) was not found: apt install python3 python3-venv, or make PYTHON=/path/to/python3.11" >&2; exit 2; }; \
-	  "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	    echo "Python 3.11 or newer is needed, $$("$(PYTHON)" -V 2>&1) was found: make PYTHON=/path/to/python3.11" >&2; exit 2; }; \
-	  "$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { \
-	    echo "$(PYTHON) cannot make a virtual environment: apt install python3-venv" >&2; exit 2; }; \
 	  echo "Installing into $(VENV) (a minute or two) ..."; \
-	  "$(PYTHON)" -m venv $(VENV); \
-	  pip() { $(RUN) pip install -q --no-input --disable-pip-version-check -c constraints.txt "$$@"; }; \
+	  if ! $(RUN) pip --version >/dev/null 2>&1; then \
+	    command -v "$(PYTHON)" >/dev/null \
+	      || stop "$(PYTHON) was not found: apt install python3-venv, or make PYTHON=/path/to/python3.11"; \
+	    "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	      || stop "Python 3.11 or newer is needed, not $$("$(PYTHON)" -V 2>&1): make PYTHON=/path/to/python3.11"; \
+	    "$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null \
+	      || stop "$(PYTHON) cannot make a virtual environment: apt install python3-venv"; \
+	    "$(PYTHON)" -m venv --clear $(VENV); \
+	  fi; \
 	  pip torch; \
 	  pip -e '.[$(1)]'; \
 	  key > $(VENV)/.$(1); \
+	  if [ $(1) = dev ]; then key > $(VENV)/.recipes; fi; \
 	fi
 endef
 

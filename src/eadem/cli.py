@@ -112,7 +112,8 @@ def run(
         )
     except KeyboardInterrupt:
         mark = recipes.marker(out or recipes.default_out(recipe, seed, quick))
-        print(f"eadem: interrupted; {mark} says how to start again", file=sys.stderr)
+        rest = f"; {mark} says how to start again" if mark.exists() else ""
+        print(f"eadem: interrupted{rest}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     _show_results(folder, console)
 

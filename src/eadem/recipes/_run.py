@@ -335,6 +335,11 @@ def _install(work: Path, out: Path, replaced: Path) -> None:
         if replaced.exists():
             shutil.rmtree(replaced)
         out.rename(replaced)
-    work.rename(out)
+    try:
+        work.rename(out)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(out)
+        raise
     if replaced.exists():
         shutil.rmtree(replaced)
