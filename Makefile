@@ -21,7 +21,6 @@ define install
 	stop() { echo "$$1" >&2; exit 2; }; \
 	pip() { $(RUN) pip install -qq --no-input --disable-pip-version-check -c constraints.txt "$$@"; }; \
 	if [ "$$(cat $(VENV)/.$(1) 2>/dev/null)" != "$$(key)" ]; then \
-	  echo "Installing into $(VENV) (a minute or two) ..."; \
 	  if ! $(RUN) pip --version >/dev/null 2>&1; then \
 	    command -v "$(PYTHON)" >/dev/null \
 	      || stop "$(PYTHON) was not found: apt install python3-venv, or make PYTHON=/path/to/python3.11"; \
@@ -31,6 +30,7 @@ define install
 	      || stop "$(PYTHON) cannot make a virtual environment: apt install python3-venv"; \
 	    "$(PYTHON)" -m venv --clear $(VENV); \
 	  fi; \
+	  echo "Installing into $(VENV) (a minute or two) ..."; \
 	  pip torch; \
 	  pip -e '.[$(1)]'; \
 	  key > $(VENV)/.$(1); \
