@@ -28,6 +28,7 @@ __all__ = [
     "Transpose",
     "View",
     "ViewMap",
+    "Viewed",
 ]
 
 
@@ -162,7 +163,19 @@ class ViewMap(IndexMap):
     def gram_diagonal(self) -> Tensor:
         """scale², for every free value."""
         size = numel(self.in_shape)
-        return torch.full((size,), self.view().scale ** 2, dtype=torch.float64)
+        return torch.full((1,), self.view().scale ** 2, dtype=torch.float64).expand(size)
+
+
+@dataclass(frozen=True, eq=False)
+class Viewed(ViewMap):
+    """The map that an element already is, as a resolved plan produces it."""
+
+    element: View
+
+    def _view(self, ndim: int) -> View:
+        if len(self.element.perm) != ndim:
+            raise ShapeError(f"{self.element} has other axes than a site of {ndim}")
+        return self.element
 
 
 def axis(dim: int, ndim: int, what: object) -> int:
