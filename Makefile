@@ -15,11 +15,12 @@ RUN := $(BIN)/python -m
 # $(call install,EXTRA): the environment with the package and an extra, at once when it is
 # right already. What it was made from (the two files, this folder, the interpreter) is noted
 # beside it, so a change in any of them installs again. torch goes first and pinned: left to
-# itself, pip may bring several GB of GPU libraries. `dev` contains `recipes`.
+# itself, pip may bring several GB of GPU libraries. Modules are compiled when first imported,
+# which is sooner than all at once. `dev` contains `recipes`.
 define install
 	key() { { cat pyproject.toml constraints.txt; pwd; $(BIN)/python -VV; } 2>&1 | cksum; }; \
 	stop() { echo "$$1" >&2; exit 2; }; \
-	pip() { $(RUN) pip install -qq --no-input --disable-pip-version-check -c constraints.txt "$$@"; }; \
+	pip() { $(RUN) pip install -qq --no-input --no-compile --disable-pip-version-check -c constraints.txt "$$@"; }; \
 	if [ "$$(cat $(VENV)/.$(1) 2>/dev/null)" != "$$(key)" ]; then \
 	  if ! $(RUN) pip --version >/dev/null 2>&1; then \
 	    command -v "$(PYTHON)" >/dev/null \
@@ -31,10 +32,11 @@ define install
 	    "$(PYTHON)" -m venv --clear $(VENV); \
 	  fi; \
 	  echo "Installing into $(VENV) (a minute or two) ..."; \
+	  made=$$(key); \
 	  pip torch; \
 	  pip -e '.[$(1)]'; \
-	  key > $(VENV)/.$(1); \
-	  if [ $(1) = dev ]; then key > $(VENV)/.recipes; fi; \
+	  echo "$$made" > $(VENV)/.$(1); \
+	  if [ $(1) = dev ]; then echo "$$made" > $(VENV)/.recipes; fi; \
 	fi
 endef
 

@@ -301,3 +301,49 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(
         write_atomic(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+FACTORY = """
+import eadem
+from torch import nn
+
+def build():
+    model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 6))
+    eadem.tie(model, "2.weight", to="0.weight", via=eadem.Transpose())
+    return model
+"""
+
+
+@pytest.fixture
+def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """`module:factory` of a tied model, importable from the current folder alone."""
+    name = f"models_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return f"{name}:build"
+
+
+def test_summary_of_a_factory(factory: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "summary", factory)
+    assert (code, err) == (0, "")
+    assert {"0.weight", "2.weight"} <= set(out.replace(",", " ").split())
+    assert "34" in out  # free: 24 + 4 + 6
+    assert "58" in out  # expanded
+
+
+def test_summary_of_a_checkpoint(
+    factory: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import eadem
+    from eadem.cli import _built
+
+    path = tmp_path / "model.safetensors"
+    eadem.save(_built(factory), path)
+    code, out, err = call(capsys, "summary", path)
+    assert (code, err) == (0, "")
+    assert {"0.weight", "2.weight"} <= set(out.replace(",", " ").split())
+    path.write_bytes(path.read_bytes()[:-5])
+    fails(capsys, "summary", path)
+    path.write_bytes(b"not a checkpoint")
+    fails(capsys, "summary", path)
