@@ -156,9 +156,8 @@ def test_it_depends_on_subspaces_and_not_on_bases_or_units(seed):
     assert scaled.df == base.df == 3
     assert scaled.statistic == pytest.approx(base.statistic, rel=1e-7)
     assert scaled.robust.statistic == pytest.approx(base.robust.statistic, rel=1e-7)
-    np.testing.assert_allclose(
-        scaled.expected_change, base.expected_change.numpy() * units, rtol=1e-6
-    )
+    expected = base.expected_change.numpy() * units
+    np.testing.assert_allclose(scaled.expected_change, expected, rtol=1e-6)
 
 
 def test_by_the_formula_written_out():
