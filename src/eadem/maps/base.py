@@ -69,7 +69,8 @@ class Constant:
 
     def __init__(self, value: Tensor) -> None:
         with torch.inference_mode(False), torch.no_grad():
-            self.master = value.detach().cpu().contiguous().clone()
+            master = value.detach().cpu().contiguous()
+            self.master = master.clone() if master.is_inference() else master
         self.copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def on(self, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
@@ -127,6 +128,12 @@ class Map:
         bound._prepare()
         return bound
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # a map is immutable; copies of a model share it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.arguments(), self.__dict__.get("_bound")))
+
     def _prepare(self) -> None:
         """Called once on a newly bound map: the place to build constants."""
 
@@ -177,6 +184,19 @@ class Map:
     def arguments(self) -> dict[str, Any]:
         """The constructor arguments, by name: what a record stores."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def _rebuild(
+    kind: type[Map], arguments: dict[str, Any], bound: tuple[Shape, Shape] | None
+) -> Map:
+    """A map from what `__reduce__` gave: its constants are made again, not stored."""
+    found = object.__new__(kind)
+    for name, value in arguments.items():
+        object.__setattr__(found, name, value)
+    object.__setattr__(found, "_bound", bound)
+    if bound is not None:
+        found._prepare()
+    return found
 
 
 @dataclass(frozen=True, eq=False)
