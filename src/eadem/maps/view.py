@@ -28,6 +28,7 @@ __all__ = [
     "Transpose",
     "View",
     "ViewMap",
+    "Viewed",
 ]
 
 
@@ -163,6 +164,18 @@ class ViewMap(IndexMap):
         """scale², for every free value."""
         size = numel(self.in_shape)
         return torch.full((size,), self.view().scale ** 2, dtype=torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Viewed(ViewMap):
+    """The map that an element already is, as a resolved plan produces it."""
+
+    element: View
+
+    def _view(self, ndim: int) -> View:
+        if len(self.element.perm) != ndim:
+            raise ShapeError(f"{self.element} has other axes than a site of {ndim}")
+        return self.element
 
 
 def axis(dim: int, ndim: int, what: object) -> int:
