@@ -24,9 +24,7 @@ def test_mean_of_transposed_sites_is_least_squares() -> None:
     system = SYSTEMS[1]
     model = system.stock().double()
     e, d = value(model, "encoder.weight"), value(model, "decoder.weight")
-    eadem.tie(
-        model, "decoder.weight", to="encoder.weight", via=eadem.Transpose(), start="mean"
-    )
+    eadem.tie(model, "decoder.weight", to="encoder.weight", via=eadem.Transpose(), start="mean")
     torch.testing.assert_close(value(model, "encoder.weight"), (e + d.t()) / 2)
 
 

@@ -165,8 +165,10 @@ def test_survives_copies_pickles_and_casts(case: Built) -> None:
     ):
         model = step(model)
         edit(model)
-        close(model(x.to(next(model.parameters()))).float(), follow(model, stock)(x.to(
-            next(model.parameters()))).float())
+        close(
+            model(x.to(next(model.parameters()))).float(),
+            follow(model, stock)(x.to(next(model.parameters()))).float(),
+        )
         model.eval()
         with torch.no_grad():
             wide = x.to(next(model.parameters()))
