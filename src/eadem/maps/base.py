@@ -373,12 +373,13 @@ class Composed(Map):
     def linearize(self, theta: Tensor) -> LinearMap:
         """The chain rule: outer's linear map at inner's value, after inner's at θ."""
         inner = self.inner.linearize(theta)
-        return LinearComposed(self.outer.linearize(self.inner.expand(theta)), inner).bind(
-            self.out_shape
-        )
+        outer = self.outer.linearize(self.inner.expand(theta))
+        return LinearComposed(outer, inner).bind(self.out_shape, self.in_shape)
 
     def lift(self, values: Tensor) -> Tensor:
-        """Lifted through the outer map, then through the inner one."""
+        """Lifted through the outer map, then through the inner one: nearest in the values
+        between the two.
+        """
         return self.inner.lift(self.outer.lift(values))
 
 

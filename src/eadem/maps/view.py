@@ -8,8 +8,9 @@ looking at a coordinate.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -262,6 +263,11 @@ class Flip(ViewMap):
     def __init__(self, *dims: int) -> None:
         super().__post_init__()
         object.__setattr__(self, "dims", tuple(dims) or (-1,))
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
+        """The map that has these `arguments()`."""
+        return cls(*arguments["dims"])
 
     def _view(self, ndim: int) -> View:
         return _with(range(ndim), [axis(d, ndim, self) for d in self.dims])
