@@ -32,7 +32,11 @@ def test_a_parameter_in_the_set_of_the_tie_is_taken_or_refused(
     try:
         _put(model, name, nn.Parameter(new.clone()))
     except eadem.EademError as error:
-        assert name.rpartition(".")[2] in str(error)
+        refusal = str(error)
+    else:
+        refusal = ""
+    if refusal:
+        assert name.rpartition(".")[2] in refusal
         assert_unchanged(model, before)
     else:
         torch.testing.assert_close(value(model, name), new, rtol=0, atol=0)
@@ -80,12 +84,8 @@ def test_a_replaced_module_is_found_by_check(system: System) -> None:
         model = system.tied()
         inner, stock = name.rpartition(".")[0], system.stock(seed=6)
         setattr(model, inner, stock.get_submodule(inner))
-        try:
+        with pytest.raises(eadem.TieBroken, match=inner):
             eadem.check(model)
-        except eadem.TieBroken as error:
-            assert name in str(error)
-        else:
-            assert_tied(model, system)
 
 
 @pytest.mark.parametrize("system", SYSTEMS[:3], ids=lambda s: s.name)
