@@ -14,3 +14,8 @@ from .site import Entry as Entry
 from .site import Site as Site
 from .site import canonical as canonical
 from .site import parse as parse
+from .start import Known as Known
+from .start import first as first
+from .start import mean as mean
+from .start import plan_of as plan_of
+from .start import residuals as residuals

@@ -38,6 +38,9 @@ class Owner:
     source: Map | None = None
     whole: bool = True
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Owner:
+        return self
+
     def values(self, theta: Tensor) -> Tensor:
         """The root values, from the parameter's."""
         return theta if self.source is None else self.source.expand(theta)
@@ -54,12 +57,8 @@ class Expression:
     owners: tuple[str, ...]
     outer: Map
 
-    def expand(self, roots: Mapping[str, Tensor], like: Tensor | None = None) -> Tensor:
-        """The site's value from the owners' roots; `like` gives a constant its dtype."""
-        if len(self.owners) == 1:
-            only = roots[self.owners[0]]
-            return self.outer.expand(only.reshape(self.outer.in_shape))
-        return self.outer.expand(_flat([roots[o] for o in self.owners], like))
+    def __deepcopy__(self, memo: dict[int, Any]) -> Expression:
+        return self
 
 
 def _flat(parts: Iterable[Tensor], like: Tensor | None = None) -> Tensor:

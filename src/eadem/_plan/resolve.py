@@ -245,8 +245,9 @@ class _Classes:
     """
 
     def __init__(self, shapes: Mapping[str, Shape], ties: Sequence[_Tie]) -> None:
-        self.shapes: dict[str | int, Shape] = {n: s for n, s in shapes.items()}
-        self.shapes.update({i: t.theta for i, t in enumerate(ties)})
+        self.shapes: dict[str | int, Shape] = {}
+        self.shapes.update(shapes.items())
+        self.shapes.update((i, t.theta) for i, t in enumerate(ties))
         self.rank = {n: i for i, n in enumerate(self.shapes)}
         self.parent: dict[str | int, str | int] = {n: n for n in self.shapes}
         # member = element(parent); identity where absent

@@ -227,9 +227,6 @@ class IndexMap(LinearMap):
     def _prepare(self) -> None:
         object.__setattr__(self, "_coordinates", None)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_coordinates": None}
-
     def forward(self, theta: Tensor) -> Tensor:
         """The gathered (and scaled) values, of `out_shape`."""
         return self.index().forward(theta.reshape(-1)).reshape(self.out_shape)

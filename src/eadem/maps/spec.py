@@ -71,7 +71,7 @@ def importable(f: Callable[..., Any]) -> str | None:
     """
     name = getattr(f, "__name__", "")
     for module in ("torch", "torch.nn.functional", getattr(f, "__module__", None)):
-        if module and name and _reach(module, name) is f:
+        if module and name and _reach(module, name) is f and not _standard(module):
             return f"{module}:{name}"
     return None
 
@@ -159,10 +159,14 @@ def _reach(module: str, name: str) -> Any:
     return vars(sys.modules[module]).get(name) if module in sys.modules else None
 
 
+def _standard(module: str) -> bool:
+    # Python's own library is full of functions that do more than map a tensor
+    return module.partition(".")[0] in sys.stdlib_module_names
+
+
 def _function(name: str) -> Callable[..., Any]:
     module, _, short = name.partition(":")
-    # the standard library is full of functions that do more than map a tensor
-    if module.partition(".")[0] in sys.stdlib_module_names:
+    if _standard(module):
         raise RecordError(f"a record may not name {name}, a function of Python's own library")
     if module not in sys.modules:
         raise RecordError(f"a recorded map uses {name}; import {module} first, then load again")

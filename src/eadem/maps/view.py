@@ -173,7 +173,7 @@ class ViewMap(IndexMap):
     def gram_diagonal(self) -> Tensor:
         """scale², for every free value."""
         size = numel(self.in_shape)
-        return torch.full((size,), self.view().scale ** 2, dtype=torch.float64)
+        return torch.full((1,), self.view().scale ** 2, dtype=torch.float64).expand(size)
 
 
 @dataclass(frozen=True, eq=False)
