@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from eadem.errors import ShapeError
-from eadem.maps.base import Constant, LinearMap, Shape, numel
+from eadem.maps.base import Constant, LinearMap, Shape, numel, outside
 
 __all__ = ["Index", "IndexMap", "Indexed"]
 
@@ -75,7 +75,8 @@ class Index:
     def plan(self) -> _Plan:
         """The prepared arrays that `forward` and `adjoint` use."""
         if self._forward is None:
-            self._forward = _Plan(self)
+            with outside():
+                self._forward = _Plan(self)
         return self._forward
 
     def forward(self, theta: Tensor) -> Tensor:
@@ -95,6 +96,34 @@ class Index:
         live = self.position >= 0
         total = torch.zeros(self.size, dtype=torch.float64)
         return total.index_add_(0, self.position[live], self.scales()[live] ** 2)
+
+    def used(self) -> Tensor:
+        """Which free values some coordinate uses, bool (size,)."""
+        found = torch.zeros(self.size, dtype=torch.bool)
+        found[self.position[self.position >= 0]] = True
+        return found
+
+    def lift(self, values: Tensor) -> Tensor:
+        """The least-squares θ for `values` (n,); zero where a free value is not used.
+
+        What one coordinate of each free value says, corrected by the least squares of what is
+        left: values that come from a θ give it back exactly where the scale is a power of two.
+        """
+        wide = values.to(torch.promote_types(values.dtype, torch.float64))
+        device = wide.device
+        first = torch.full((self.size,), len(self))
+        live = (self.position >= 0).nonzero().reshape(-1)
+        first.scatter_reduce_(0, self.position[live], live, "amin")
+        found = first < len(self)
+        pivot = first[found]
+        weight = self.gram_diagonal()[found]
+        scale, shift = self.scales().to(device), self.shifts().to(device)
+        theta = wide.new_zeros(self.size)
+        where = found.to(device)
+        theta[where] = ((wide - shift) / scale)[pivot.to(device)]
+        weight = torch.where(weight > 0, weight, torch.inf).to(device)
+        theta[where] += self.adjoint(wide - self.expand(theta))[where] / weight
+        return theta.to(values.dtype)
 
     def after(self, inner: Index) -> Index:
         """The index of `self ∘ inner`: inner is applied to θ first."""
@@ -189,12 +218,17 @@ class IndexMap(LinearMap):
         """The coordinates of the bound map, computed once."""
         found: Index | None = self.__dict__.get("_coordinates")
         if found is None:
-            found = self._index()
+            self._shapes()
+            with outside():
+                found = self._index()
             object.__setattr__(self, "_coordinates", found)
         return found
 
     def _prepare(self) -> None:
         object.__setattr__(self, "_coordinates", None)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_coordinates": None}
 
     def forward(self, theta: Tensor) -> Tensor:
         """The gathered (and scaled) values, of `out_shape`."""

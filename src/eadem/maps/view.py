@@ -103,10 +103,9 @@ class View:
         size = numel(in_shape)
         position = torch.arange(size).reshape(tuple(in_shape))
         position = self.reorder(position).reshape(-1)
-        scale = None if self.scale == 1.0 else torch.full((size,), self.scale).double()
-        if scale is not None:
-            scale.fill_(self.scale)
-        shift = None
+        scale = shift = None
+        if self.scale != 1.0:
+            scale = torch.full((size,), self.scale, dtype=torch.float64)
         if self.shift != 0.0:
             shift = torch.full((size,), self.shift, dtype=torch.float64)
         return Index(position, size, scale, shift)
@@ -150,6 +149,16 @@ class ViewMap(IndexMap):
         view = self.view()
         back = View(view.perm, view.flips).inverse().reorder(grad)
         return back if view.scale == 1.0 else back * view.scale
+
+    def lift(self, values: Tensor) -> Tensor:
+        """The shift taken away, the scale divided out, the axes moved back."""
+        view = self.view()
+        if view.shift != 0.0:
+            values = values - view.shift
+        if view.scale != 1.0:
+            values = values / view.scale
+        back = View(view.perm, view.flips).inverse().reorder(values)
+        return back.clone(memory_format=torch.contiguous_format)
 
     @property
     def offset(self) -> Tensor | None:
