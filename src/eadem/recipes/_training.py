@@ -14,8 +14,9 @@ from eadem.recipes._digits import Digits
 
 __all__ = ["THREADS", "Epoch", "Trained", "evaluate", "fit", "one_thread_count"]
 
-#: Sums are split over threads, so the number of threads is part of what is computed.
-THREADS = 2
+#: Sums are split over threads, so the number of threads is part of what is computed. One is
+#: also the number that does not slow down on a busy machine.
+THREADS = 1
 
 
 @dataclass(frozen=True)

@@ -61,18 +61,28 @@ def oklch(lightness: Any, chroma: Any, hue: Any) -> Bytes:
     return srgb
 
 
-def _spread(index: NDArray[np.int64]) -> Floats:
-    """Numbers in 0–1 where neighbours lie far apart: the golden-ratio sequence."""
-    return np.mod(index * GOLDEN, 1.0)
+#: Up to this many values neighbours are kept apart; beyond, only a hash keeps them from
+#: drawing patterns that are not there.
+SPREAD = 4096
 
 
-def entries(index: NDArray[np.int64], hue: float = 250.0, steps: int = 48) -> Bytes:
-    """A colour per free value, (…, 3): neighbours differ, equal values are equal.
+def _spread(index: NDArray[np.int64], size: int) -> Floats:
+    """Numbers in 0–1: the golden-ratio sequence, or a hash (lowbias32) of more than SPREAD."""
+    if size <= SPREAD:
+        return np.mod(index * GOLDEN, 1.0)
+    x = index.astype(np.uint32)
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
+    return (x ^ (x >> np.uint32(16))) / 2.0**32
+
+
+def entries(index: NDArray[np.int64], size: int, hue: float = 250.0, steps: int = 48) -> Bytes:
+    """A colour for each of `size` free values, (…, 3): equal values are equal.
 
     The ramp runs from a deep `hue` to a light one 200° away, so that its steps stay apart
     for every kind of colour vision.
     """
-    t = np.floor(_spread(index) * steps) / (steps - 1)
+    t = np.floor(_spread(index, size) * steps) / (steps - 1)
     return oklch(0.42 + 0.40 * t, 0.09 + 0.05 * np.sin(np.pi * t), hue - 200.0 * t)
 
 
@@ -84,10 +94,10 @@ def slopes(row: Floats, column: Floats, hue: float) -> Bytes:
     return oklch(0.44 + 0.34 * row, 0.13 - 0.05 * row, hue + 56.0 * (column - 0.5))
 
 
-def grain(index: NDArray[np.int64], levels: int = 12) -> Bytes:
-    """A grey per value: what is tied to nothing has a grain and no colour."""
-    t = np.floor(_spread(index) * levels) / (levels - 1)
-    return oklch(0.60 + 0.16 * t, 0.008, 260.0)
+def grain(index: NDArray[np.int64], levels: int = 10) -> Bytes:
+    """A grey per value, (…, 3): what is tied to nothing has a grain and no colour."""
+    t = np.floor(_spread(index, SPREAD + 1) * levels) / (levels - 1)
+    return oklch(0.56 + 0.22 * t, 0.008, 260.0)
 
 
 def diverging(values: Floats, limit: float) -> Bytes:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eadem.report.colour import HUES, Bytes, entries, grain, oklch, slopes
+from eadem.report.colour import HUES, SPREAD, Bytes, entries, grain, oklch, slopes
 from eadem.report.numbers import count
 from eadem.report.png import data_uri, encode, encode_indices
 
@@ -99,42 +99,61 @@ def _reduced(plane: Index, limit: int) -> Index:
     return picked
 
 
-def _coloured(site: SiteView, limit: int) -> Bytes:
-    """The tile's picture, (h, w, 4)."""
-    hue = HUES[(site.tie or 0) % len(HUES)]
-    if site.kind == "own" or site.position is None:
-        plane = _reduced(flat_image(site.shape, np.arange(site.expanded)), min(limit, 120))
-        rgb = grain(plane)
-        if site.kind == "mixed":
-            stripe = np.add.outer(np.arange(plane.shape[0]), np.arange(plane.shape[1])) // 3 % 2
-            rgb = oklch(0.56 + 0.12 * stripe, 0.11, hue)
-        return _opaque(rgb, plane >= 0)
-    if site.kind == "whole":
-        plane = _reduced(flat_image(site.shape, site.position - site.start), min(limit, 160))
-        rows, columns = flat_image(site.owner_shape, np.arange(site.expanded)).shape
-        place = flat_image(site.owner_shape, np.arange(site.expanded)).reshape(-1)
-        where = np.empty(site.expanded, np.int64)
-        where[place] = np.arange(site.expanded)
-        at = where[np.maximum(plane, 0)]
-        rgb = slopes(at // columns / max(rows - 1, 1), at % columns / max(columns - 1, 1), hue)
-        return _opaque(rgb, plane >= 0)
-    plane = _reduced(flat_image(site.shape, site.position), limit)
-    return _opaque(entries(np.maximum(plane - site.start, 0), hue), plane >= 0)
+def _hue(site: SiteView) -> float:
+    return HUES[(site.tie or 0) % len(HUES)]
 
 
-def _opaque(rgb: Bytes, there: NDArray[np.bool_]) -> Bytes:
-    rgba: Bytes = np.concatenate([rgb, (255 * there)[..., None].astype(np.uint8)], axis=-1)
+def _own(site: SiteView) -> Bytes:
+    plane = _reduced(flat_image(site.shape, np.arange(site.expanded)), 110)
+    if site.kind == "own":
+        return _solid(grain(plane), plane >= 0, 150)
+    stripe = np.add.outer(np.arange(plane.shape[0]), np.arange(plane.shape[1])) // 3 % 2
+    return _solid(oklch(0.56 + 0.12 * stripe, 0.11, _hue(site)), plane >= 0)
+
+
+def _whole(site: SiteView, position: Index) -> Bytes:
+    plane = _reduced(flat_image(site.shape, position - site.start), 160)
+    place = flat_image(site.owner_shape, np.arange(site.expanded))
+    rows, columns = place.shape
+    where = np.empty(site.expanded, np.int64)
+    where[place.reshape(-1)] = np.arange(site.expanded)
+    at = where[np.maximum(plane, 0)]
+    across, down = at % columns / max(columns - 1, 1), at // columns / max(rows - 1, 1)
+    return _solid(slopes(down, across, _hue(site)), plane >= 0)
+
+
+def _entries(site: SiteView, plane: Index) -> Bytes:
+    first = np.maximum(plane - site.start, 0)
+    return _solid(entries(first, _held(site), _hue(site)), plane >= 0)
+
+
+def _held(site: SiteView) -> int:
+    """How many values the owner holds."""
+    return math.prod(site.owner_shape)
+
+
+def _solid(rgb: Bytes, there: NDArray[np.bool_], alpha: int = 255) -> Bytes:
+    rgba: Bytes = np.concatenate([rgb, (alpha * there)[..., None].astype(np.uint8)], axis=-1)
     rgba[~there] = 0
     return rgba
 
 
-def _size(site: SiteView, largest: float) -> tuple[float, float]:
+def _size(site: SiteView, largest: float) -> tuple[int, int]:
     """Width and height on the page: the area grows with the logarithm of the count."""
     rows, columns = flat_image(site.shape, np.empty(site.expanded, np.int8)).shape
-    shape = min(max(columns / rows, 1 / 5), 12.0)
-    side = largest * (0.16 + 0.84 * min(math.log10(max(site.expanded, 1)) / 6.0, 1.0) ** 2)
-    width = min(side * math.sqrt(shape), 1.25 * largest)
-    return round(width), round(max(width / shape, 9.0))
+    shape = max(columns / rows, 1 / 5)
+    side = largest * (0.12 + 0.88 * min(math.log10(max(site.expanded, 1)) / 6.0, 1.0) ** 2)
+    width = min(side * math.sqrt(shape), largest)
+    return round(width), round(max(width / shape, 10.0))
+
+
+def _detail(plane: Index, width: int) -> Index | None:
+    """The corner of a plane that is drawn at less than a pixel a coordinate, else None."""
+    rows, columns = plane.shape
+    if columns <= width:
+        return None
+    corner = plane[: min(rows, 26), : min(columns, 132)]
+    return corner if (corner >= 0).any() else None
 
 
 def _facts(site: SiteView) -> str:
@@ -148,39 +167,61 @@ def _facts(site: SiteView) -> str:
     )
 
 
-def tile(site: SiteView, largest: float = 300.0) -> str:
+def _explored(site: SiteView, plane: Index) -> str:
+    """The attributes by which the page can say what each coordinate uses."""
+    if site.kind not in ("entries", "whole") or not 0 < site.expanded <= _EXPLORED:
+        return ""
+    local = np.where(plane >= 0, plane - site.start, -1)
+    if local.max() >= (1 << 24) - 1:
+        return ""
+    detail = {
+        "name": site.name,
+        "owner": site.owner,
+        "shape": site.shape,
+        "ownerShape": site.owner_shape,
+        "hue": _hue(site),
+        "hashed": _held(site) > SPREAD,
+    }
+    packed = escape(json.dumps(detail), quote=True)
+    return f' data-index="{data_uri(encode_indices(local))}" data-site="{packed}"'
+
+
+def tile(site: SiteView, largest: float = 320.0) -> str:
     """One site as HTML."""
     width, height = _size(site, largest)
-    picture = data_uri(encode(_coloured(site, round(2 * largest))))
     facts = escape(_facts(site), quote=True)
-    explore = ""
-    if site.kind in ("entries", "whole") and site.expanded <= _EXPLORED:
-        assert site.position is not None
-        local = np.where(site.position >= 0, site.position - site.start, -1)
-        detail = {
-            "name": site.name,
-            "owner": site.owner,
-            "shape": site.shape,
-            "ownerShape": site.owner_shape,
-            "hue": HUES[(site.tie or 0) % len(HUES)],
-        }
-        if local.max(initial=-1) < (1 << 24) - 1 and local.min(initial=0) >= -1:
-            source = data_uri(encode_indices(flat_image(site.shape, local)))
-            packed = escape(json.dumps(detail), quote=True)
-            explore = f' data-index="{source}" data-site="{packed}"'
-    share = f"{count(site.free)} free" if site.tie is not None else "own values"
+    explored = inset = ""
+    if site.position is None or site.kind == "own":
+        picture = _own(site)
+    else:
+        plane = flat_image(site.shape, site.position)
+        explored = _explored(site, plane)
+        if site.kind == "whole":
+            picture = _whole(site, site.position)
+        else:
+            picture = _entries(site, _reduced(plane, round(1.25 * largest)))
+            corner = _detail(plane, width)
+            if corner is not None:
+                shape = " × ".join(str(n) for n in corner.shape)
+                inset = (
+                    f'<img class="inset" src="{data_uri(encode(_entries(site, corner)))}" '
+                    f'alt="its first {shape} coordinates" '
+                    f'title="the first {shape} coordinates, enlarged">'
+                )
+    share = f"{count(site.free)} free · " if site.tie is not None else ""
     ratio = site.free / max(site.expanded, 1) if site.tie is not None else 1.0
-    bar = f'<i style="width:{max(100 * ratio, 1.5):.1f}%"></i>'
+    bar = f'<i style="width:{max(100 * ratio, 1.0):.1f}%"></i>'
     return (
-        f'<figure class="tile {site.kind}" style="--w:{width:g}px">'
+        f'<figure class="tile {site.kind}" style="--w:{width}px">'
         f'<div class="plane" tabindex="0" role="img" aria-label="{facts}" data-tip="{facts}"'
-        f'{explore} style="aspect-ratio:{width:g}/{height:g}">'
-        f'<img src="{picture}" alt=""></div>'
+        f'{explored} style="aspect-ratio:{width}/{height}">'
+        f'<img src="{data_uri(encode(picture))}" alt=""></div>{inset}'
         f'<figcaption><code>{escape(site.name)}</code><span class="bar">{bar}</span>'
-        f"<small>{share} · {count(site.expanded)} expanded</small></figcaption></figure>"
+        f"<small>{share}{count(site.expanded)} "
+        f"{'expanded' if share else 'of its own'}</small></figcaption></figure>"
     )
 
 
-def mosaic(sites: Sequence[SiteView], largest: float = 300.0) -> str:
+def mosaic(sites: Sequence[SiteView], largest: float = 320.0) -> str:
     """All sites of a model, in its own order, as HTML."""
     return f'<div class="mosaic">{"".join(tile(s, largest) for s in sites)}</div>'

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from eadem.errors import MissingPackage
 from eadem.report.numbers import value
 
-__all__ = ["ClaimLike", "Page", "Section", "claims_table", "foldout", "render", "row", "table"]
+__all__ = ["ClaimLike", "Page", "Section", "claims_table", "foldout", "pair", "render", "row", "table"]
 
 
 class ClaimLike(Protocol):
@@ -80,6 +80,11 @@ def render(page: Page) -> str:
 def row(*blocks: str) -> str:
     """Blocks side by side where there is room."""
     return f'<div class="row">{"".join(blocks)}</div>'
+
+
+def pair(*blocks: str) -> str:
+    """Blocks of equal width side by side where there is room."""
+    return f'<div class="pair">{"".join(blocks)}</div>'
 
 
 def foldout(title: str, *blocks: str) -> str:

@@ -76,8 +76,13 @@
     return out;
   };
 
-  const colour = (k, hue) => {
-    const t = Math.floor(((k * 0.6180339887498949) % 1) * 48) / 47;
+  const hash = (x) => {
+    x = Math.imul(x ^ (x >>> 16), 0x7feb352d);
+    x = Math.imul(x ^ (x >>> 15), 0x846ca68b);
+    return ((x ^ (x >>> 16)) >>> 0) / 4294967296;
+  };
+  const colour = (k, { hue, hashed }) => {
+    const t = Math.floor((hashed ? hash(k) : (k * 0.6180339887498949) % 1) * 48) / 47;
     return `oklch(${0.42 + 0.4 * t} ${0.09 + 0.05 * Math.sin(Math.PI * t)} ${hue - 200 * t})`;
   };
 
@@ -95,7 +100,7 @@
         const k = at[y * width + x];
         if (k < 0) continue;
         pen.globalAlpha = k === chosen ? 1 : 0.62;
-        pen.fillStyle = colour(k, found.site.hue);
+        pen.fillStyle = colour(k, found.site);
         pen.fillRect(j * size, i * size, size - 1, size - 1);
       }
     }
