@@ -121,7 +121,9 @@ def tables(study: Study) -> tuple[Table, Table]:
     """The models and the claims, for a terminal."""
     columns = _columns(study)
     numeric = range(1, len(columns))
-    title = f"Test accuracy on {count(study.test)} digits: mean over {study.seeds} seeds (range)"
+    title = (
+        f"Test accuracy on {count(study.test)} digits: mean over {study.seeds} seeds (range)"
+    )
     return grid(title, columns, _rows(study), numeric), claims_grid(study.claims)
 
 
@@ -310,7 +312,10 @@ def _filters(study: Study) -> Section:
     kernels = study.reference.model.get_submodule("conv1").weight
     assert isinstance(kernels, torch.Tensor)
     stock = filters(
-        kernels.detach().cpu().numpy()[:, 0], 16, "The 32 kernels of the reference CNN, 3 × 3", 640
+        kernels.detach().cpu().numpy()[:, 0],
+        16,
+        "The 32 kernels of the reference CNN, 3 × 3",
+        640,
     )
     return Section(
         "filters",

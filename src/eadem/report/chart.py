@@ -151,7 +151,7 @@ def _axes(spec: Chart, f: _Frame, show: Callable[[float], str]) -> str:
             f"{text}</text>"
         )
     base = f.height - f.bottom
-    for tick in spec.x_ticks or ticks(*f.x_range, about=6):
+    for tick in spec.x_ticks or _x_ticks(spec, f):
         x = f.x(tick)
         out.append(
             f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{base:g}" y2="{base + 5:g}"/>'
@@ -166,6 +166,12 @@ def _axes(spec: Chart, f: _Frame, show: Callable[[float], str]) -> str:
         f'text-anchor="end">{escape(spec.x_label)}</text>'
     )
     return "".join(out)
+
+
+def _x_ticks(spec: Chart, f: _Frame) -> list[float]:
+    """Round numbers; whole ones where every x is whole."""
+    whole = all(isinstance(x, int) for s in spec.series for x in s.x)
+    return [t for t in ticks(*f.x_range, about=6) if not whole or t == round(t)]
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:

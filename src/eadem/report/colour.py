@@ -79,11 +79,11 @@ def _spread(index: NDArray[np.int64], size: int) -> Floats:
 def entries(index: NDArray[np.int64], size: int, hue: float = 250.0, steps: int = 48) -> Bytes:
     """A colour for each of `size` free values, (…, 3): equal values are equal.
 
-    The ramp runs from a deep `hue` to a light one 200° away, so that its steps stay apart
-    for every kind of colour vision.
+    The ramp runs from a deep `hue` to a light one 200° on (from blue through rose to yellow),
+    so that its steps stay apart for every kind of colour vision.
     """
     t = np.floor(_spread(index, size) * steps) / (steps - 1)
-    return oklch(0.42 + 0.40 * t, 0.09 + 0.05 * np.sin(np.pi * t), hue - 200.0 * t)
+    return oklch(0.42 + 0.40 * t, 0.13 + 0.03 * np.sin(np.pi * t), hue + 200.0 * t)
 
 
 def slopes(row: Floats, column: Floats, hue: float) -> Bytes:

@@ -150,9 +150,9 @@ def _size(site: SiteView, largest: float) -> tuple[int, int]:
 def _detail(plane: Index, width: int) -> Index | None:
     """The corner of a plane that is drawn at less than a pixel a coordinate, else None."""
     rows, columns = plane.shape
-    if columns <= width:
+    if columns <= width or rows == 1:
         return None
-    corner = plane[: min(rows, 26), : min(columns, 132)]
+    corner = plane[:20, :100]
     return corner if (corner >= 0).any() else None
 
 

@@ -15,7 +15,17 @@ from typing import Any, Protocol
 from eadem.errors import MissingPackage
 from eadem.report.numbers import value
 
-__all__ = ["ClaimLike", "Page", "Section", "claims_table", "foldout", "pair", "render", "row", "table"]
+__all__ = [
+    "ClaimLike",
+    "Page",
+    "Section",
+    "claims_table",
+    "foldout",
+    "pair",
+    "render",
+    "row",
+    "table",
+]
 
 
 class ClaimLike(Protocol):
@@ -89,9 +99,7 @@ def pair(*blocks: str) -> str:
 
 def foldout(title: str, *blocks: str) -> str:
     """Blocks that open on demand."""
-    return (
-        f"<details><summary>{escape(title)}</summary>{''.join(blocks)}</details>"
-    )
+    return f"<details><summary>{escape(title)}</summary>{''.join(blocks)}</details>"
 
 
 def table(

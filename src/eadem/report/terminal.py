@@ -14,7 +14,10 @@ __all__ = ["claims_grid", "grid"]
 
 
 def grid(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = ()
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    numeric: Sequence[int] = (),
 ) -> Table:
     """A table of text; the columns numbered in `numeric` are set flush right."""
     out = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)

@@ -83,7 +83,7 @@
   };
   const colour = (k, { hue, hashed }) => {
     const t = Math.floor((hashed ? hash(k) : (k * 0.6180339887498949) % 1) * 48) / 47;
-    return `oklch(${0.42 + 0.4 * t} ${0.09 + 0.05 * Math.sin(Math.PI * t)} ${hue - 200 * t})`;
+    return `oklch(${0.42 + 0.4 * t} ${0.13 + 0.03 * Math.sin(Math.PI * t)} ${hue + 200 * t})`;
   };
 
   const look = (found, r, c) => {
@@ -130,13 +130,8 @@
     }
   };
 
-  const explore = async (plane, x, y) => {
-    const box = plane.getBoundingClientRect();
-    const found = await explored(plane);
-    if (!plane.matches(":hover") && document.activeElement !== plane) return;
-    const clamp = (v, n) => Math.min(n - 1, Math.max(0, Math.floor(v * n)));
-    const r = clamp((y - box.top) / box.height, found.height);
-    const c = clamp((x - box.left) / box.width, found.width);
+  const explore = (plane, found, r, c, x, y) => {
+    found.cursor = [r, c];
     const k = found.at[r * found.width + c];
     const { name, owner, shape, ownerShape } = found.site;
     const where = `${name}[${coordinate(shape, r, c).join(", ")}]`;
@@ -148,21 +143,55 @@
     tip.classList.add("lens");
     place(x, y);
   };
+  const limit = (v, n) => Math.min(n - 1, Math.max(0, Math.floor(v)));
+
+  const point = async (plane, x, y) => {
+    const found = await explored(plane);
+    if (!plane.matches(":hover")) return;
+    const box = plane.getBoundingClientRect();
+    const r = limit((y - box.top) / box.height * found.height, found.height);
+    const c = limit((x - box.left) / box.width * found.width, found.width);
+    explore(plane, found, r, c, x, y);
+  };
+
+  /* By keyboard: from the middle's nearest live coordinate, with the arrow keys. */
+  const step = async (plane, down, across) => {
+    const found = await explored(plane);
+    if (document.activeElement !== plane) return;
+    const { at, width, height } = found;
+    if (!found.cursor) {
+      let i = Math.floor(at.length / 2);
+      while (i < at.length - 1 && at[i] < 0) i++;
+      found.cursor = [Math.floor(i / width), i % width];
+    }
+    const r = limit(found.cursor[0] + down, height), c = limit(found.cursor[1] + across, width);
+    const box = plane.getBoundingClientRect();
+    explore(plane, found, r, c, box.left + (c + 0.5) / width * box.width, box.top + (r + 0.5) / height * box.height);
+  };
+  const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
   for (const target of document.querySelectorAll("[data-tip]")) {
-    const middle = () => {
-      const box = target.getBoundingClientRect();
-      return [box.left + box.width / 2, box.top + box.height / 2];
-    };
-    const show = (x, y) => target.dataset.index ? explore(target, x, y) : say(target.dataset.tip, x, y);
+    const deep = "index" in target.dataset;
     const leave = async () => {
       hide();
       if (known.has(target)) mark(await explored(target), -1);
     };
-    target.addEventListener("pointermove", (e) => show(e.clientX, e.clientY));
+    target.addEventListener("pointermove", (e) => deep ? point(target, e.clientX, e.clientY) : say(target.dataset.tip, e.clientX, e.clientY));
     target.addEventListener("pointerleave", leave);
-    target.addEventListener("focus", () => show(...middle()));
     target.addEventListener("blur", leave);
+    target.addEventListener("focus", () => {
+      if (target.matches(":hover")) return;
+      if (deep) { step(target, 0, 0); return; }
+      const box = target.getBoundingClientRect();
+      say(target.dataset.tip, box.left + box.width / 2, box.top + box.height / 2);
+    });
+    if (deep) target.addEventListener("keydown", (e) => {
+      if (!(e.key in ARROWS)) return;
+      e.preventDefault();
+      const [down, across] = ARROWS[e.key];
+      const stride = e.shiftKey ? 10 : 1;
+      step(target, down * stride, across * stride);
+    });
   }
   addEventListener("keydown", (e) => { if (e.key === "Escape") hide(); });
   addEventListener("scroll", hide, { passive: true });
