@@ -43,7 +43,7 @@ def _load() -> Digits:
 
 
 def stratified(labels: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Rows of `n` observations, as many of each class (n must be a multiple of ten), shuffled."""
+    """Rows of `n` observations, as many of each class, shuffled; n is a multiple of ten."""
     each, rest = divmod(n, CLASSES)
     if rest:
         raise ValueError(f"{n} images cannot be {CLASSES} equal classes")

@@ -39,7 +39,8 @@ STYLES = {"fully_connected": 0, "locally_connected": 2, "convolution": 1, "refer
 PLAN_NOTES = {
     "fully_connected": "no tie",
     "locally_connected": "first.weight via Local2d(28, 5, stride=2)",
-    "convolution": "first.weight via Toeplitz2d(28, 5, stride=2), first.bias one value a channel",
+    "convolution": "first.weight via Toeplitz2d(28, 5, stride=2), "
+    "first.bias one value a channel",
 }
 
 

@@ -201,7 +201,8 @@ def _marker(s: Series, x: float, y: float) -> str:
         case 0:
             return f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
         case 1:
-            return f'<rect class="mark" x="{x - 3.6:.1f}" y="{y - 3.6:.1f}" width="7.2" height="7.2"/>'
+            corner = f'x="{x - 3.6:.1f}" y="{y - 3.6:.1f}"'
+            return f'<rect class="mark" {corner} width="7.2" height="7.2"/>'
         case 2:
             d = f"M{x:.1f} {y - 5:.1f}l4.8 8.4h-9.6Z"
         case _:

@@ -70,7 +70,7 @@ def encode_indices(index: NDArray[np.int64]) -> bytes:
     A page reads them back, exactly, from a canvas.
     """
     shifted = index + 1
-    if shifted.size and not (0 <= shifted.min() and shifted.max() < 1 << 24):
+    if shifted.size and not (shifted.min() >= 0 and shifted.max() < 1 << 24):
         raise ValueError("an index image holds whole numbers from −1 to 2²⁴ − 2")
     pixels = np.stack([shifted >> 16 & 255, shifted >> 8 & 255, shifted & 255], axis=-1)
     height, width = index.shape
