@@ -17,7 +17,7 @@ from eadem._plan.coordinates import Contradiction, Edges, Solved, solve
 from eadem._plan.generators import Generator, Request, generate
 from eadem._plan.plan import Expression, Owner, Plan, make_plan
 from eadem._plan.site import Coordinates, Declaration, Site
-from eadem.errors import ShapeError, TieConflict
+from eadem.errors import NoSuchSite, ShapeError, TieConflict, nearest
 from eadem.maps.algebra import blocks
 from eadem.maps.base import Composed, LinearMap, Map, Shape, numel
 from eadem.maps.index import Index, Indexed, Reshape
@@ -115,6 +115,8 @@ def resolve_group(
 ) -> Group:
     """One connected set of declarations, resolved. `shapes` may hold other sites too."""
     names = {n for d in declarations for n in d.names}
+    for name in sorted(names.difference(shapes)):
+        raise NoSuchSite(f"no site {name!r} here; {nearest(name, shapes)}")
     if order is None:
         order = {n: i for i, n in enumerate(shapes)}
     ordered = tuple(sorted(names, key=order.__getitem__))
@@ -133,7 +135,7 @@ def resolve_group(
 def _classify(d: Declaration, shapes: Mapping[str, Shape], uses: Mapping[str, int]) -> _Tie:
     """Bind a declaration's maps to one shape of θ and sort its entries."""
     parts = [e.site.shape(shapes[e.site.name]) for e in d.entries]
-    theta, phis = _bind(d, parts)
+    theta, phis = bind_maps(d, parts)
     bound = [_Bound(e.site, s, p) for e, s, p in zip(d.entries, parts, phis, strict=True)]
     index = [b for b in bound if isinstance(b.phi, LinearMap) and b.phi.index() is not None]
     if len(index) == len(bound):
@@ -153,7 +155,7 @@ def _classify(d: Declaration, shapes: Mapping[str, Shape], uses: Mapping[str, in
     return _Tie(d, theta, (), dense=tuple(bound))
 
 
-def _bind(d: Declaration, parts: Sequence[Shape]) -> tuple[Shape, list[Map]]:
+def bind_maps(d: Declaration, parts: Sequence[Shape]) -> tuple[Shape, list[Map]]:
     """Every map bound, all to one shape of θ. Raises ShapeError naming two that differ."""
     cache: dict[tuple[int, Shape, Shape | None], Map] = {}
 
@@ -258,6 +260,7 @@ class _Classes:
                 view = b.phi.view() if b.site.index is None else None
                 if view is not None:
                     self._union(b.site.name, i, view, i)
+        self.cycles = [self._at_root(*cycle) for cycle in self.cycles]
         self.members: dict[str | int, list[str | int]] = {}
         for n in self.shapes:
             self.members.setdefault(self.find(n)[0], []).append(n)
@@ -287,6 +290,11 @@ class _Classes:
             self.parent[rb], self.element[rb] = ra, link if link.is_identity else link.inverse()
         else:
             self.parent[ra], self.element[ra] = rb, link
+
+    def _at_root(self, node: str | int, link: View, tie: int) -> tuple[str | int, View, int]:
+        """A cycle found at `node`, told of the root that its class ended up with."""
+        root, view = self.find(node)
+        return root, view.inverse().after(link).after(view), tie
 
 
 class _Coordinates:
