@@ -1,3 +1,31 @@
 """Eadem: parameter sharing as one linear map from free values to the places they are used."""
 
+from .bind import Tie as Tie
+from .bind import check as check
+from .bind import check_optimizers as check_optimizers
+from .bind import counts as counts
+from .bind import explain as explain
+from .bind import plan as plan
+from .bind import tie as tie
+from .bind import tie_modules as tie_modules
+from .bind import ties as ties
+from .bind import twin as twin
+from .bind import untie as untie
 from .errors import EademError as EademError
+from .errors import MissingPackage as MissingPackage
+from .errors import NoSuchSite as NoSuchSite
+from .errors import RecordError as RecordError
+from .errors import ShapeError as ShapeError
+from .errors import TieBroken as TieBroken
+from .errors import TieConflict as TieConflict
+from .errors import TooLarge as TooLarge
+from .errors import Unsupported as Unsupported
+from .maps import Affine as Affine
+from .maps import Flip as Flip
+from .maps import LinearMap as LinearMap
+from .maps import Map as Map
+from .maps import Permute as Permute
+from .maps import Rotate as Rotate
+from .maps import Same as Same
+from .maps import Scale as Scale
+from .maps import Transpose as Transpose

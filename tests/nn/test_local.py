@@ -109,6 +109,7 @@ def test_gradients_equal_those_of_the_naive_loop(case, batch):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_from_conv_is_the_same_function(case):
     n, size, i, o, kernel, more = case
@@ -127,6 +128,7 @@ def test_from_conv_is_the_same_function(case):
             assert torch.equal(layer.kernels[(-1,) * n], before)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_the_convolution_index_ties_it_to_the_convolution(case):
     n, size, i, o, kernel, more = case
@@ -377,7 +379,7 @@ def test_bad_arguments(change, message):
 
 
 @pytest.mark.parametrize(
-    "shape", [(2, 3, 5, 6), (2, 4, 6, 6), (2, 3, 6), (3, 6, 7), (1, 2, 3, 6, 6), (6,)]
+    "shape", [(2, 3, 5, 6), (2, 4, 6, 6), (2, 3, 6), (3, 6, 7), (1, 2, 3, 6, 6)]
 )
 def test_bad_input_says_expected_and_received(shape):
     layer = LocallyConnected2d(3, 4, (6, 6), 3)

@@ -135,7 +135,7 @@ def resolve_group(
 def _classify(d: Declaration, shapes: Mapping[str, Shape], uses: Mapping[str, int]) -> _Tie:
     """Bind a declaration's maps to one shape of θ and sort its entries."""
     parts = [e.site.shape(shapes[e.site.name]) for e in d.entries]
-    theta, phis = _bind(d, parts)
+    theta, phis = bind_maps(d, parts)
     bound = [_Bound(e.site, s, p) for e, s, p in zip(d.entries, parts, phis, strict=True)]
     index = [b for b in bound if isinstance(b.phi, LinearMap) and b.phi.index() is not None]
     if len(index) == len(bound):
@@ -155,7 +155,7 @@ def _classify(d: Declaration, shapes: Mapping[str, Shape], uses: Mapping[str, in
     return _Tie(d, theta, (), dense=tuple(bound))
 
 
-def _bind(d: Declaration, parts: Sequence[Shape]) -> tuple[Shape, list[Map]]:
+def bind_maps(d: Declaration, parts: Sequence[Shape]) -> tuple[Shape, list[Map]]:
     """Every map bound, all to one shape of θ. Raises ShapeError naming two that differ."""
     cache: dict[tuple[int, Shape, Shape | None], Map] = {}
 

@@ -1,4 +1,4 @@
-"""Free values from site values: at their own places, by least squares, and what is left over."""
+"""Free values from site values: from their own places, or by least squares; and residuals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Known", "first", "mean", "plan_of", "residuals"]
 
 @dataclass(frozen=True)
 class Known:
-    """Free values by owner, and which owners the given sites determine wholly."""
+    """Free values by owner, and the owners that the given sites leave (partly) open."""
 
     thetas: dict[str, Tensor]
     missing: tuple[str, ...]
@@ -30,43 +30,48 @@ def plan_of(group: Group, shapes: Mapping[str, Shape]) -> Plan:
     return make_plan(local, group.owners, group.expressions, (group.names,), group.zeros)
 
 
-def first(group: Group, given: Mapping[str, Tensor]) -> Known:
-    """Each free value from the first place, in traversal order, that holds it in `given`."""
+def first(
+    group: Group, given: Mapping[str, Tensor], held: Mapping[str, Tensor] | None = None
+) -> Known:
+    """Each free value from the first place, in traversal order, that holds it in `given`.
+
+    What `given` leaves open is taken from the free values `held`, and is zero without them.
+    """
     roots: dict[str, Tensor] = {}
-    open_: dict[str, Tensor] = {}  # which roots are still unknown, by owner
+    left: dict[str, Tensor] = {}  # which roots are still unknown, by owner
     for o, owner in group.owners.items():
         if o in given and o not in group.expressions:
             roots[o] = given[o].reshape(-1)
-        else:
-            open_[o] = torch.ones(numel(owner.roots), dtype=torch.bool)
+            continue
+        left[o] = torch.ones(numel(owner.roots), dtype=torch.bool)
+        if held is not None and o in held:
+            roots[o] = owner.values(held[o]).reshape(-1)
     for name in group.names:
-        if not open_:
+        if not left:
             break
-        if name not in given or name not in group.expressions:
+        e = group.expressions.get(name)
+        if e is None or name not in given or not any(o in left for o in e.owners):
             continue
-        e = group.expressions[name]
-        if not any(o in open_ for o in e.owners):
-            continue
-        value = given[name].reshape(-1)
         found, seen = _invert(e.outer, given[name])
         start = 0
         for o in e.owners:
             size = numel(group.owners[o].roots)
-            if o in open_:
-                new = seen[start : start + size] & open_[o]
-                held = roots.get(o, value.new_zeros(size))
-                roots[o] = torch.where(new.to(value.device), found[start : start + size], held)
-                open_[o] &= ~new
-                if not bool(open_[o].any()):
-                    del open_[o]
+            if o in left:
+                new = seen[start : start + size] & left[o]
+                before = roots[o] if o in roots else found.new_zeros(size)
+                chosen = found[start : start + size]
+                roots[o] = torch.where(new.to(found.device), chosen, before.to(found))
+                left[o] &= ~new
+                if not bool(left[o].any()):
+                    del left[o]
             start += size
     thetas = {}
-    for o, owner in group.owners.items():
-        if o in roots:
-            own = roots[o].reshape(owner.roots)
-            theta = own if owner.source is None else owner.source.lift(own)
-            thetas[o] = theta.reshape(owner.shape)
-    return Known(thetas, tuple(open_))
+    for o, values in roots.items():
+        owner = group.owners[o]
+        own = values.reshape(owner.roots)
+        theta = own if owner.source is None else owner.source.lift(own)
+        thetas[o] = theta.reshape(owner.shape)
+    return Known(thetas, tuple(left))
 
 
 def _invert(outer: Map, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -122,9 +122,7 @@ def _decode(value: Any) -> Any:
         return float(value["float"])
     if "function" in value:
         return _function(str(value["function"]))
-    raise RecordError(
-        f"a map's argument is recorded as {value!r:.200}, which no version writes"
-    )
+    raise RecordError(f"no version records a map's argument as {value!r:.200}")
 
 
 def _descendants(cls: type[Map]) -> Iterator[type[Map]]:

@@ -1,10 +1,10 @@
 """The arithmetic of a locally connected layer: gather the patches, multiply, fold back.
 
 `gather` copies every position's patch out of the input, `product` multiplies it by that
-position's kernel. The batch is the last axis of the patches: the copy then moves runs of
-kernel width × channels × batch numbers, and the gradient of the input comes back as one
-addition per kernel tap instead of a scatter over single numbers. That is where the time of
-a training step goes when autograd differentiates `as_strided` or `unfold` by itself.
+position's kernel. With a wide batch as the last axis, the copy moves runs of kernel width ×
+channels × batch numbers. The gradient of the input comes back as one addition per kernel tap
+instead of a scatter over single numbers: that is where the time of a training step goes
+when autograd differentiates `as_strided` or `unfold` by itself.
 
 With N positions times groups, K numbers in a patch, O outputs and B observations:
 patches (N, K, B), weight (N, K, O), output (N, O, B).
@@ -42,30 +42,32 @@ class Geometry:
 
 
 def _patches(x: Tensor, g: Geometry) -> Tensor:
-    """x (batch, channels, rows, columns) → (N, K, batch), K = (row, column, channel)."""
-    moved = x.permute(2, 3, 1, 0)  # (rows, columns, channels, batch)
-    if any(g.pads):
-        moved = pad(moved, (0, 0, 0, 0, *g.pads))
-    moved = moved.contiguous()
-    _, columns, channels, batch = moved.shape
+    """x (batch, channels, rows, columns) → (N, K, batch), K = (row, column, channel).
+
+    In memory a wide batch is the last axis and a narrow one comes before K.
+    """
+    batch, channels = x.shape[:2]
     each = channels // g.groups
-    step = channels * batch
-    row = columns * step
+    wide_batch = batch >= WIDE_BATCH
+    moved = x.permute(2, 3, 1, 0) if wide_batch else x.permute(0, 2, 3, 1)
+    if any(g.pads):
+        moved = pad(moved, (0, 0, 0, 0, *g.pads) if wide_batch else (0, 0, *g.pads))
+    moved = moved.contiguous()
+    rows, columns = moved.shape[:2] if wide_batch else moved.shape[1:3]
+    one, channel = (1, batch) if wide_batch else (rows * columns * channels, 1)
+    column = channel * channels
+    row = column * columns
     (out_rows, out_columns), (high, wide) = g.out_size, g.kernel_size
-    (stride_r, stride_c), (dilation_r, dilation_c) = g.stride, g.dilation
-    windows = moved.as_strided(
-        (out_rows, out_columns, g.groups, high, wide, each, batch),
-        (
-            stride_r * row,
-            stride_c * step,
-            each * batch,
-            dilation_r * row,
-            dilation_c * step,
-            batch,
-            1,
-        ),
-    )
-    return windows.reshape(out_rows * out_columns * g.groups, high * wide * each, batch)
+    places = (out_rows, out_columns, g.groups)
+    steps = (g.stride[0] * row, g.stride[1] * column, channel * each)
+    kernel = (high, wide, each)
+    reach = (g.dilation[0] * row, g.dilation[1] * column, channel)
+    n, k = out_rows * out_columns * g.groups, high * wide * each
+    if wide_batch:
+        size, stride = (*places, *kernel, batch), (*steps, *reach, one)
+        return moved.as_strided(size, stride).reshape(n, k, batch)
+    size, stride = (*places, batch, *kernel), (*steps, one, *reach)
+    return moved.as_strided(size, stride).reshape(n, batch, k).mT
 
 
 def _fold(patches: Tensor, g: Geometry) -> Tensor:
@@ -89,6 +91,13 @@ def _fold(patches: Tensor, g: Geometry) -> Tensor:
     return inner.flatten(2, 3).permute(3, 2, 0, 1)
 
 
+def _rows(x: Tensor) -> Tensor:
+    """x (…, m, n) with rows that BLAS takes as they are."""
+    if x.stride(-1) == 1 and x.stride(-2) >= x.shape[-1]:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
 def _multiply(kind: Kind, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """One of the three products of patches, weight and output, in the fastest order for BLAS.
 
@@ -104,9 +113,9 @@ def _multiply(kind: Kind, a: Tensor, b: Tensor, bias: Tensor | None = None) -> T
         return torch.baddbmm(bias.mT, a.mT, b).mT
     if kind == "patches":
         if a.shape[2] == 1:
-            return torch.bmm(a.mT, b.mT).mT
+            return torch.bmm(_rows(a.mT), b.mT).mT
         return torch.bmm(b, a.contiguous())
-    return torch.bmm(a, b.mT.contiguous())
+    return torch.bmm(a, _rows(b.mT))
 
 
 class _Gather(Function):

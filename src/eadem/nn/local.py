@@ -209,8 +209,9 @@ class _LocallyConnected(nn.Module):
         return text
 
     def _sizes(self, what: str, value: int | Sequence[int], least: int = 1) -> tuple[int, ...]:
-        several = isinstance(value, Sequence) and not isinstance(value, str)
-        values = tuple(value) if several else (value,) * self._ndim
+        values: tuple[Any, ...] = (value,) * self._ndim
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            values = tuple(value)
         whole = all(isinstance(v, int) and v >= least for v in values)
         if len(values) != self._ndim or not whole:
             kind = "positive" if least else "non-negative"

@@ -1,0 +1,4 @@
+"""From results to what people read: tables for a terminal, and pages that need no network."""
+
+# from .summary import Summary as Summary
+# from .summary import summary as summary
