@@ -81,9 +81,8 @@ def convolution(model: nn.Module) -> None:
     """All units of a channel use one window and one bias."""
     window = eadem.Toeplitz2d(SIDE, KERNEL, stride=STRIDE)
     channel = torch.arange(CHANNELS).repeat_interleave(POSITIONS)
-    with eadem.plan(model):
-        eadem.tie(model, "first.weight", via=window, start="init")
-        eadem.tie(model, "first.bias", via=eadem.Gather(channel))
+    eadem.tie(model, "first.weight", via=window, start="init")
+    eadem.tie(model, "first.bias", via=eadem.Gather(channel))
 
 
 PLANS: Mapping[str, Callable[[nn.Module], None]] = {
