@@ -2,6 +2,9 @@
 
 from .base import LinearMap as LinearMap
 from .base import Map as Map
+from .nonlinear import Bounded as Bounded
+from .nonlinear import Function as Function
+from .nonlinear import Positive as Positive
 from .structured import Fixed as Fixed
 from .structured import Gather as Gather
 from .structured import Local1d as Local1d

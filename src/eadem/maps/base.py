@@ -18,7 +18,6 @@ tensor([3., 2., 1.])
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +89,8 @@ class Constant:
 
     def __init__(self, value: Tensor) -> None:
         with outside():
-            self.master = value.detach().cpu().contiguous().clone()
+            master = value.detach().cpu().contiguous()
+            self.master = master.clone() if master.is_inference() else master
         self.copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def on(self, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
@@ -142,7 +142,8 @@ class Map:
         """
         out = tuple(int(n) for n in out_shape)
         asked = None if in_shape is None else tuple(int(n) for n in in_shape)
-        bound = copy.copy(self)
+        bound = object.__new__(type(self))
+        bound.__dict__.update(self.__dict__)
         object.__setattr__(bound, "_bound", (self._join(out, asked), out))
         with outside():
             bound._prepare()
@@ -157,6 +158,12 @@ class Map:
                 f"tie's θ has shape {in_shape}; use a map that joins these shapes"
             )
         return inferred
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # a map is immutable; copies of a model share it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.arguments(), self.__dict__.get("_bound")))
 
     def _prepare(self) -> None:
         """Called once on a newly bound map: the place to build constants."""
@@ -214,8 +221,17 @@ class Map:
         """The map that has these `arguments()`."""
         return cls(**arguments)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
+
+def _rebuild(
+    kind: type[Map], arguments: dict[str, Any], bound: tuple[Shape, Shape] | None
+) -> Map:
+    """A map from what `__reduce__` gave: its constants are made again, not stored."""
+    found = kind.from_arguments(arguments)
+    if bound is not None:
+        object.__setattr__(found, "_bound", bound)
+        with outside():
+            found._prepare()
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -373,12 +389,13 @@ class Composed(Map):
     def linearize(self, theta: Tensor) -> LinearMap:
         """The chain rule: outer's linear map at inner's value, after inner's at θ."""
         inner = self.inner.linearize(theta)
-        return LinearComposed(self.outer.linearize(self.inner.expand(theta)), inner).bind(
-            self.out_shape
-        )
+        outer = self.outer.linearize(self.inner.expand(theta))
+        return LinearComposed(outer, inner).bind(self.out_shape, self.in_shape)
 
     def lift(self, values: Tensor) -> Tensor:
-        """Lifted through the outer map, then through the inner one."""
+        """Lifted through the outer map, then through the inner one: nearest in the values
+        between the two.
+        """
         return self.inner.lift(self.outer.lift(values))
 
 

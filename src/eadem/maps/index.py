@@ -17,7 +17,7 @@ from torch import Tensor
 from eadem.errors import ShapeError
 from eadem.maps.base import Constant, LinearMap, Shape, numel, outside
 
-__all__ = ["Index", "IndexMap", "Indexed"]
+__all__ = ["Index", "IndexMap", "Indexed", "Reshape"]
 
 
 class Index:
@@ -227,9 +227,6 @@ class IndexMap(LinearMap):
     def _prepare(self) -> None:
         object.__setattr__(self, "_coordinates", None)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_coordinates": None}
-
     def forward(self, theta: Tensor) -> Tensor:
         """The gathered (and scaled) values, of `out_shape`."""
         return self.index().forward(theta.reshape(-1)).reshape(self.out_shape)
@@ -284,3 +281,20 @@ class Indexed(IndexMap):
 
     def _index(self) -> Index:
         return Index(self.position.reshape(-1), numel(self.theta_shape), self.scale, self.shift)
+
+
+@dataclass(frozen=True, eq=False)
+class Reshape(IndexMap):
+    """The same values in order, θ in `theta_shape`."""
+
+    theta_shape: Shape
+
+    def infer(self, out_shape: Shape) -> Shape:
+        """`theta_shape`; it must hold as many values as the site."""
+        if numel(out_shape) != numel(self.theta_shape):
+            raise ShapeError(f"θ of shape {self.theta_shape} cannot fill a site of {out_shape}")
+        return tuple(self.theta_shape)
+
+    def _index(self) -> Index:
+        size = numel(self.theta_shape)
+        return Index(torch.arange(size), size)

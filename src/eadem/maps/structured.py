@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from eadem.errors import ShapeError, Unsupported
-from eadem.maps.base import RANK_RTOL, Constant, LinearMap, Shape, numel, outside
+from eadem.maps.base import Constant, LinearMap, Shape, numel, outside
 from eadem.maps.index import Index, IndexMap
 from eadem.maps.view import axis
 
@@ -84,20 +84,15 @@ class Gather(IndexMap):
         shape = None if in_shape is None else tuple(int(n) for n in in_shape)
         object.__setattr__(self, "positions", positions.to(torch.int64))
         object.__setattr__(self, "theta_shape", shape)
-        least, most = self._range()
+        least, most = (-1, -1) if not positions.numel() else torch.aminmax(self.positions)
+        object.__setattr__(self, "_most", int(most))
         if least < -1:
-            raise ShapeError(f"Gather's index holds {least}; only −1 (zero) is negative")
+            raise ShapeError(f"Gather's index holds {int(least)}; only −1 (zero) is negative")
         if shape is not None and most >= numel(shape):
             raise ShapeError(
-                f"Gather's index reaches {most}, but θ of shape {shape} has {numel(shape)} "
-                "values"
+                f"Gather's index reaches {int(most)}, but θ of shape {shape} has "
+                f"{numel(shape)} values"
             )
-
-    def _range(self) -> tuple[int, int]:
-        if self.positions.numel() == 0:
-            return -1, -1
-        least, most = torch.aminmax(self.positions)
-        return int(least), int(most)
 
     def __repr__(self) -> str:
         shape = "" if self.theta_shape is None else f", in_shape={self.theta_shape}"
@@ -113,16 +108,19 @@ class Gather(IndexMap):
             raise ShapeError(
                 f"{self!r} needs an index of the site's shape {out_shape}; reshape the index"
             )
-        return (self._range()[1] + 1,) if self.theta_shape is None else self.theta_shape
+        if self.bound and self.out_shape == out_shape:
+            return self.in_shape
+        return (self.__dict__["_most"] + 1,) if self.theta_shape is None else self.theta_shape
 
     def _join(self, out_shape: Shape, in_shape: Shape | None) -> Shape:
-        needed = self.infer(out_shape)
+        self.infer(out_shape)
         if in_shape is None or self.theta_shape is not None:
             return super()._join(out_shape, in_shape)
-        if numel(in_shape) < numel(needed):
+        most = self.__dict__["_most"]
+        if numel(in_shape) <= most:
             raise ShapeError(
-                f"{self!r} reaches index {numel(needed) - 1}, but the tie's θ has shape "
-                f"{in_shape}: {numel(in_shape)} values"
+                f"{self!r} reaches index {most}, but the tie's θ has shape {in_shape}: "
+                f"{numel(in_shape)} values"
             )
         return in_shape
 
@@ -464,10 +462,3 @@ class Subspace(LinearMap):
         """The basis, float64, as (numel(site), k)."""
         constant: Constant = self.__dict__["_matrix"]
         return constant.master.clone()
-
-    def lift(self, values: Tensor) -> Tensor:
-        """The coefficients of the projection, of least norm where they are not unique."""
-        wide = values.to(torch.float64).reshape(-1)
-        inverse = torch.linalg.pinv(self._columns(wide), rtol=RANK_RTOL)
-        coefficients: Tensor = inverse @ wide
-        return coefficients.to(values.dtype)

@@ -8,8 +8,9 @@ looking at a coordinate.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ __all__ = [
     "Transpose",
     "View",
     "ViewMap",
+    "Viewed",
 ]
 
 
@@ -171,7 +173,19 @@ class ViewMap(IndexMap):
     def gram_diagonal(self) -> Tensor:
         """scale², for every free value."""
         size = numel(self.in_shape)
-        return torch.full((size,), self.view().scale ** 2, dtype=torch.float64)
+        return torch.full((1,), self.view().scale ** 2, dtype=torch.float64).expand(size)
+
+
+@dataclass(frozen=True, eq=False)
+class Viewed(ViewMap):
+    """The map that an element already is, as a resolved plan produces it."""
+
+    element: View
+
+    def _view(self, ndim: int) -> View:
+        if len(self.element.perm) != ndim:
+            raise ShapeError(f"{self.element} has other axes than a site of {ndim}")
+        return self.element
 
 
 def axis(dim: int, ndim: int, what: object) -> int:
@@ -249,6 +263,11 @@ class Flip(ViewMap):
     def __init__(self, *dims: int) -> None:
         super().__post_init__()
         object.__setattr__(self, "dims", tuple(dims) or (-1,))
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
+        """The map that has these `arguments()`."""
+        return cls(*arguments["dims"])
 
     def _view(self, ndim: int) -> View:
         return _with(range(ndim), [axis(d, ndim, self) for d in self.dims])

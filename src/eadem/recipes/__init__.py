@@ -1,31 +1,46 @@
 """Runnable studies on real data, one flat file each.
 
 A recipe is a module here whose docstring's first line is its title and which has
-`run(context: Context) -> None`. Its name on the command line has hyphens for underscores.
+`run(context: Context) -> None`. Its name on the command line has hyphens for underscores. A
+recipe that can draw its page from a finished folder alone also has `report(folder: Path)`.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib
+import json
 import random
 import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 from rich.console import Console
 
 from ..errors import EademError, MissingPackage, nearest
 from ._run import METRICS as METRICS
+from ._run import PARTIAL, SCHEMA, output_folder
 from ._run import REPORT as REPORT
 from ._run import Claim as Claim
 from ._run import Context as Context
 from ._run import RunError as RunError
-from ._run import output_folder
+from ._run import marker as marker
 
-__all__ = ["METRICS", "REPORT", "Claim", "Context", "RunError", "default_out", "recipes", "run"]
+__all__ = [
+    "METRICS",
+    "REPORT",
+    "Claim",
+    "Context",
+    "RunError",
+    "default_out",
+    "marker",
+    "recipes",
+    "render",
+    "run",
+]
 
 
 def recipes() -> dict[str, str]:
@@ -82,9 +97,43 @@ def run(
         )
         start = time.perf_counter()
         with _seeded(seed, device), _packages(name):
-            importlib.import_module(f"{__name__}.{name.replace('-', '_')}").run(context)
+            _module(name).run(context)
         context.write_metrics({"seconds": round(time.perf_counter() - start, 2)})
     return target
+
+
+def render(folder: Path) -> None:
+    """Write a finished run's page again, where its recipe has `report(folder)`.
+
+    Raises `RunError` when `folder` is not the whole result of a run.
+    """
+    folder = folder.expanduser().resolve()
+    if (folder / PARTIAL).exists():
+        raise RunError(f"{folder} is not a whole result; its file {PARTIAL} says what to do")
+    try:
+        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+        name = str(metrics["recipe"])
+        schema = int(metrics["schema"])
+        list(metrics["claims"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{folder} holds no readable {METRICS} ({type(error).__name__}); "
+            "give a folder that `eadem run` wrote"
+        ) from error
+    if schema > SCHEMA:
+        raise RunError(
+            f"{folder / METRICS} has schema {schema}, newer than this version's {SCHEMA}; "
+            "upgrade eadem"
+        )
+    if name in recipes():
+        with _packages(name):
+            page = getattr(_module(name), "report", None)
+            if page is not None:
+                page(folder)
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
 
 
 def _command(name: str, out: Path | None, quick: bool, seed: int, device: str) -> str:
@@ -101,7 +150,7 @@ def _device(name: str) -> str:
 
     try:
         torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise RunError(
             f"the device {name!r} cannot be used: {reason}; try --device cpu"

@@ -31,6 +31,7 @@ __all__ = [
     "Claim",
     "Context",
     "RunError",
+    "marker",
     "output_folder",
     "write_atomic",
 ]
@@ -239,16 +240,16 @@ def output_folder(out: Path, command: str) -> Iterator[Path]:
     out = out.expanduser().resolve()
     if not out.name:
         raise RunError(f"the output folder cannot be {out}; give another with --out")
-    work = out.with_name(out.name + ".partial")
+    mark = marker(out)
+    work = mark.parent
     replaced = out.with_name(out.name + ".replaced")
-    marker = work / PARTIAL
     try:
         if replaced.exists() and not out.exists():
             replaced.rename(out)
         for folder in (out, work):
             _refuse_foreign(folder)
         work.mkdir(parents=True, exist_ok=True)
-        lock = _lock(marker, out)
+        lock = _lock(mark, out)
     except OSError as error:
         raise RunError(
             f"cannot write to the output folder {out}: {error.strerror or error}; "
@@ -256,14 +257,14 @@ def output_folder(out: Path, command: str) -> Iterator[Path]:
         ) from error
     try:
         _clear(work)
-        write_marker(marker, "This run has not finished", command)
+        write_marker(mark, "This run has not finished", command)
         yield work
-        marker.unlink()
+        mark.unlink()
         _install(work, out, replaced)
     except BaseException as error:
         how = "was interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         with contextlib.suppress(OSError):
-            write_marker(marker, f"This run {how} ({type(error).__name__})", command)
+            write_marker(mark, f"This run {how} ({type(error).__name__})", command)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(
                 f"no space is left for the output folder {out}; free some, or give "
@@ -274,9 +275,15 @@ def output_folder(out: Path, command: str) -> Iterator[Path]:
         os.close(lock)
 
 
-def write_marker(marker: Path, state: str, command: str) -> None:
+def marker(out: Path) -> Path:
+    """The file that marks the working folder of an unfinished run with results at `out`."""
+    out = out.expanduser().resolve()
+    return out.with_name(out.name + ".partial") / PARTIAL
+
+
+def write_marker(mark: Path, state: str, command: str) -> None:
     """The file that says a folder is not a whole result, and what to do about it."""
-    marker.write_text(
+    mark.write_text(
         f"{state}: the files here are not a whole result.\n"
         f"Start it again (this folder is then emptied):\n    {command}\n"
         "or delete this folder.\n"
@@ -297,9 +304,9 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
-def _lock(marker: Path, out: Path) -> int:
+def _lock(mark: Path, out: Path) -> int:
     """Hold the marker for this process, so that two runs never share a folder."""
-    handle = os.open(marker, os.O_RDWR | os.O_CREAT, 0o666)
+    handle = os.open(mark, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         import fcntl
     except ImportError:
@@ -328,6 +335,11 @@ def _install(work: Path, out: Path, replaced: Path) -> None:
         if replaced.exists():
             shutil.rmtree(replaced)
         out.rename(replaced)
-    work.rename(out)
+    try:
+        work.rename(out)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(out)
+        raise
     if replaced.exists():
         shutil.rmtree(replaced)

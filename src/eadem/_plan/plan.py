@@ -1,0 +1,344 @@
+"""The resolved plan: every parameter of a model as one map from its free values.
+
+Owners hold free values; roots are the values those stand for (the same numbers, unless a
+dense or non-linear map lies between); every site is an index-and-scale (or axis) view of
+roots. The plan is a map itself, from the flat free vector to the flat vector of all sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eadem.errors import ShapeError
+from eadem.maps.algebra import blocks, stack
+from eadem.maps.base import LinearMap, Map, Shape, numel
+from eadem.maps.index import Indexed
+from eadem.maps.view import Same
+
+__all__ = ["Expression", "LinearPlan", "Owner", "Plan", "make_plan"]
+
+
+@dataclass(frozen=True, eq=False)
+class Owner:
+    """A parameter that holds free values.
+
+    `shape` is the parameter's; `source` takes it to root values (None: they are the same
+    numbers), of which there are `roots`. `whole`: the roots are all values of the site of
+    the same name, in its own shape.
+    """
+
+    shape: Shape
+    roots: Shape
+    source: Map | None = None
+    whole: bool = True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Owner:
+        return self
+
+    def values(self, theta: Tensor) -> Tensor:
+        """The root values, from the parameter's."""
+        return theta if self.source is None else self.source.expand(theta)
+
+
+@dataclass(frozen=True, eq=False)
+class Expression:
+    """One site's value: `outer` applied to the roots of `owners`.
+
+    With one owner `outer` takes its roots in their shape; with several, all of them flat,
+    one after the other; with none, an empty vector (the site is constant).
+    """
+
+    owners: tuple[str, ...]
+    outer: Map
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Expression:
+        return self
+
+
+def _flat(parts: Iterable[Tensor], like: Tensor | None = None) -> Tensor:
+    flat = [p.reshape(-1) for p in parts]
+    if not flat:
+        return torch.zeros(0) if like is None else like.new_zeros(0)
+    return flat[0] if len(flat) == 1 else torch.cat(flat)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan(Map):
+    """All parameters of a model from its free values: θ (stored,) → W (expanded,).
+
+    `shapes`: every site's shape by name, in traversal order. `owners`: what is stored, by
+    name, in the same order. `expressions`: the sites that are not simply stored.
+    `groups`: names of the sites that one connected set of declarations joins.
+    """
+
+    shapes: dict[str, Shape]
+    owners: dict[str, Owner]
+    expressions: dict[str, Expression]
+    groups: tuple[tuple[str, ...], ...] = ()
+    zeros: dict[str, int] = field(default_factory=dict)
+
+    def infer(self, out_shape: Shape) -> Shape:
+        """All stored values, flat."""
+        expanded = sum(numel(s) for s in self.shapes.values())
+        if numel(out_shape) != expanded:
+            raise ShapeError(f"this plan has {expanded} values at its sites, not {out_shape}")
+        return (sum(numel(o.shape) for o in self.owners.values()),)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sites, in traversal order."""
+        return tuple(self.shapes)
+
+    @cached_property
+    def _theta_slices(self) -> dict[str, slice]:
+        return _slices({n: o.shape for n, o in self.owners.items()})
+
+    @cached_property
+    def slices(self) -> dict[str, slice]:
+        """Where each site lies in the flat vector of all sites."""
+        return _slices(self.shapes)
+
+    def split(self, values: Tensor) -> dict[str, Tensor]:
+        """The flat vector of all sites, by name and in shape."""
+        return {n: values[s].reshape(self.shapes[n]) for n, s in self.slices.items()}
+
+    def cat(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The flat vector of all sites from tensors by name."""
+        return _flat([values[n] for n in self.shapes])
+
+    def split_theta(self, theta: Tensor) -> dict[str, Tensor]:
+        """The flat free vector, by owner and in shape."""
+        return {
+            n: theta[s].reshape(self.owners[n].shape) for n, s in self._theta_slices.items()
+        }
+
+    def _sites(self, theta: Tensor, linear: bool) -> Tensor:
+        thetas = self.split_theta(theta)
+        roots: dict[str, Tensor] = {}
+        for name, owner in self.owners.items():
+            value, source = thetas[name], owner.source
+            if source is not None:
+                lin = linear and isinstance(source, LinearMap)
+                value = source.forward(value) if lin else source.expand(value)  # type: ignore[attr-defined]
+            roots[name] = value
+        parts = []
+        for name in self.shapes:
+            e = self.expressions.get(name)
+            if e is None:
+                parts.append(roots[name])
+                continue
+            given = _flat([roots[o] for o in e.owners], theta).reshape(e.outer.in_shape)
+            if linear and isinstance(e.outer, LinearMap):
+                parts.append(e.outer.forward(given))
+            else:
+                parts.append(e.outer.expand(given))
+        return _flat(parts, theta)
+
+    def expand(self, theta: Tensor) -> Tensor:
+        """Every site's value, flat, in traversal order."""
+        return self._sites(theta, linear=False)
+
+    def linearize(self, theta: Tensor) -> LinearMap:
+        """The plan's Jacobian at θ, as a plan."""
+        thetas = self.split_theta(theta)
+        owners, roots = {}, {}
+        for name, owner in self.owners.items():
+            roots[name] = owner.values(thetas[name])
+            source = None if owner.source is None else owner.source.linearize(thetas[name])
+            owners[name] = Owner(owner.shape, owner.roots, source, owner.whole)
+        expressions = {}
+        for name, e in self.expressions.items():
+            given = _flat([roots[o] for o in e.owners], theta).reshape(e.outer.in_shape)
+            expressions[name] = Expression(e.owners, e.outer.linearize(given))
+        plan = make_plan(self.shapes, owners, expressions, self.groups, self.zeros)
+        assert isinstance(plan, LinearMap)
+        return plan
+
+    def lift(self, values: Tensor) -> Tensor:
+        """The free vector whose sites are nearest to `values`, connected group by group."""
+        given = self.split(values)
+        found: dict[str, Tensor] = {}
+        grouped = {n for g in self.groups for n in g}
+        for name, owner in self.owners.items():
+            if name not in grouped:
+                found[name] = given[name].reshape(owner.shape)
+        for group in self.groups:
+            found.update(self.lift_group(group, given))
+        return _flat([found[n] for n in self.owners], values)
+
+    def lift_group(
+        self, group: Iterable[str], given: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """θ by owner for one group, from those of its sites that `given` holds."""
+        present = [n for n in group if n in given]
+        owners = [n for n in self.owners if n in set(group)]
+        if not owners:
+            return {}
+        sizes = [numel(self.owners[o].roots) for o in owners]
+        starts = dict(zip(owners, _starts(sizes), strict=True))
+        total = sum(sizes)
+        lifted = None
+        if len(owners) == 1 and len(present) < 2 and present == owners:
+            name = present[0]
+            if name not in self.expressions:
+                lifted = given[name].reshape(-1)
+        if lifted is None:
+            whole = stack([self._over(n, starts, total) for n in present])
+            target = _flat([given[n] for n in present])
+            sources = [self.owners[o].source for o in owners]
+            if any(sources) and all(isinstance(s, LinearMap | None) for s in sources):
+                inner = [
+                    Same().bind(self.owners[o].shape) if s is None else s
+                    for o, s in zip(owners, sources, strict=True)
+                ]
+                theta = (whole @ blocks(inner)).bind(whole.out_shape).lift(target)
+                stored = [numel(self.owners[o].shape) for o in owners]
+                pieces = torch.split(theta, stored)
+                return {
+                    o: t.reshape(self.owners[o].shape)
+                    for o, t in zip(owners, pieces, strict=True)
+                }
+            lifted = whole.lift(target)
+        found = {}
+        for o, piece in zip(owners, torch.split(lifted, sizes), strict=True):
+            owner = self.owners[o]
+            roots = piece.reshape(owner.roots)
+            theta = roots if owner.source is None else owner.source.lift(roots)
+            found[o] = theta.reshape(owner.shape)
+        return found
+
+    def _over(self, name: str, starts: dict[str, int], total: int) -> Map:
+        """The map from all roots of a group, flat, to one site."""
+        e = self.expressions.get(name)
+        used = (name,) if e is None else e.owners
+        ranges = [
+            torch.arange(starts[o], starts[o] + numel(self.owners[o].roots)) for o in used
+        ]
+        position = torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.int64)
+        shape = self.shapes[name] if e is None else e.outer.in_shape
+        picked = Indexed(position, (total,)).bind(shape)
+        return picked if e is None else (e.outer @ picked).bind(self.shapes[name])
+
+
+@dataclass(frozen=True, eq=False)
+class LinearPlan(Plan, LinearMap):
+    """A plan in which every site is an affine function of the free values."""
+
+    def forward(self, theta: Tensor) -> Tensor:
+        """The linear part: every site's value without constants, flat."""
+        return self._sites(theta, linear=True)
+
+    def expand(self, theta: Tensor) -> Tensor:
+        """Every site's value, flat."""
+        return Plan.expand(self, theta)
+
+    def linearize(self, theta: Tensor) -> LinearMap:
+        """The plan itself."""
+        return self
+
+    @property
+    def offset(self) -> Tensor | None:
+        """The sites' constants, flat, or None where all are zero."""
+        found: Tensor = self.expand(torch.zeros(self.in_shape, dtype=torch.float64))
+        return found if bool(found.any()) else None
+
+    def adjoint(self, grad: Tensor) -> Tensor:
+        """φᵀ·grad: what each free value receives from all of its sites."""
+        given = self.split(grad)
+        roots: dict[str, Tensor] = {}
+
+        def add(owner: str, value: Tensor) -> None:
+            roots[owner] = roots[owner] + value if owner in roots else value
+
+        for name in self.shapes:
+            e = self.expressions.get(name)
+            if e is None:
+                add(name, given[name].reshape(-1))
+                continue
+            outer = _linear(e.outer)
+            pulled = outer.adjoint(given[name]).reshape(-1)
+            sizes = [numel(self.owners[o].roots) for o in e.owners]
+            for o, piece in zip(e.owners, torch.split(pulled, sizes), strict=True):
+                add(o, piece)
+        parts = []
+        for name, owner in self.owners.items():
+            value = roots[name].reshape(owner.roots)
+            if owner.source is not None:
+                value = _linear(owner.source).adjoint(value)
+            parts.append(value)
+        return _flat(parts, grad)
+
+    def lift(self, values: Tensor) -> Tensor:
+        """The least-squares free vector, connected group by group."""
+        return Plan.lift(self, values)
+
+    @property
+    def rank(self) -> int:
+        """The number of independent free values.
+
+        Sites determine their roots, so this is the rank of what lies between θ and roots.
+        """
+        return sum(
+            numel(o.shape) if o.source is None else _linear(o.source).rank
+            for o in self.owners.values()
+        )
+
+    def gram_diagonal(self) -> Tensor | None:
+        """How often each free value is used (scale squared), where no dense map is involved."""
+        if any(o.source is not None for o in self.owners.values()):
+            return None
+        total = {
+            n: torch.full(
+                (numel(o.roots),), float(n not in self.expressions), dtype=torch.float64
+            )
+            for n, o in self.owners.items()
+        }
+        for e in self.expressions.values():
+            diagonal = _linear(e.outer).gram_diagonal()
+            if diagonal is None:
+                return None
+            sizes = [numel(self.owners[o].roots) for o in e.owners]
+            for o, piece in zip(e.owners, torch.split(diagonal, sizes), strict=True):
+                total[o] += piece
+        return _flat(total.values(), torch.zeros(0, dtype=torch.float64))
+
+
+def _linear(phi: Any) -> LinearMap:
+    assert isinstance(phi, LinearMap)
+    return phi
+
+
+def _starts(sizes: Iterable[int]) -> list[int]:
+    total, starts = 0, []
+    for size in sizes:
+        starts.append(total)
+        total += size
+    return starts
+
+
+def _slices(shapes: Mapping[str, Shape]) -> dict[str, slice]:
+    sizes = [numel(s) for s in shapes.values()]
+    starts = _starts(sizes)
+    return {n: slice(a, a + k) for n, a, k in zip(shapes, starts, sizes, strict=True)}
+
+
+def make_plan(
+    shapes: dict[str, Shape],
+    owners: dict[str, Owner],
+    expressions: dict[str, Expression],
+    groups: tuple[tuple[str, ...], ...] = (),
+    zeros: dict[str, int] | None = None,
+) -> Plan:
+    """A bound plan, linear where every part of it is."""
+    parts: list[Map | None] = [o.source for o in owners.values()]
+    parts += [e.outer for e in expressions.values()]
+    linear = all(p is None or isinstance(p, LinearMap) for p in parts)
+    kind = LinearPlan if linear else Plan
+    plan = kind(shapes, owners, expressions, groups, zeros or {})
+    return plan.bind((sum(numel(s) for s in shapes.values()),))

@@ -1,0 +1,135 @@
+"""Free values from site values: from their own places, or by least squares; and residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eadem._plan.plan import Plan, make_plan
+from eadem._plan.resolve import Group
+from eadem.maps.algebra import stack
+from eadem.maps.base import LinearMap, Map, Shape, numel
+
+__all__ = ["Known", "first", "mean", "plan_of", "residuals"]
+
+
+@dataclass(frozen=True)
+class Known:
+    """Free values by owner, and the owners that the given sites leave (partly) open."""
+
+    thetas: dict[str, Tensor]
+    missing: tuple[str, ...]
+
+
+def plan_of(group: Group, shapes: Mapping[str, Shape]) -> Plan:
+    """One group as a plan of its own."""
+    local = {n: tuple(shapes[n]) for n in group.names}
+    return make_plan(local, group.owners, group.expressions, (group.names,), group.zeros)
+
+
+def first(
+    group: Group, given: Mapping[str, Tensor], held: Mapping[str, Tensor] | None = None
+) -> Known:
+    """Each free value from the first place, in traversal order, that holds it in `given`.
+
+    What `given` leaves open is taken from the free values `held`, and is zero without them.
+    """
+    roots: dict[str, Tensor] = {}
+    left: dict[str, Tensor] = {}  # which roots are still unknown, by owner
+    for o, owner in group.owners.items():
+        if o in given and o not in group.expressions:
+            roots[o] = given[o].reshape(-1)
+            continue
+        left[o] = torch.ones(numel(owner.roots), dtype=torch.bool)
+        if held is not None and o in held:
+            roots[o] = owner.values(held[o]).reshape(-1)
+    for name in group.names:
+        if not left:
+            break
+        e = group.expressions.get(name)
+        if e is None or name not in given or not any(o in left for o in e.owners):
+            continue
+        found, seen = _invert(e.outer, given[name])
+        start = 0
+        for o in e.owners:
+            size = numel(group.owners[o].roots)
+            if o in left:
+                new = seen[start : start + size] & left[o]
+                before = roots[o] if o in roots else found.new_zeros(size)
+                chosen = found[start : start + size]
+                roots[o] = torch.where(new.to(found.device), chosen, before.to(found))
+                left[o] &= ~new
+                if not bool(left[o].any()):
+                    del left[o]
+            start += size
+    thetas = {}
+    for o, values in roots.items():
+        owner = group.owners[o]
+        own = values.reshape(owner.roots)
+        theta = own if owner.source is None else owner.source.lift(own)
+        thetas[o] = theta.reshape(owner.shape)
+    return Known(thetas, tuple(left))
+
+
+def _invert(outer: Map, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat roots from a site, each from the first coordinate that uses it, and which are."""
+    index = outer.index() if isinstance(outer, LinearMap) else None
+    if index is None:
+        lifted = outer.lift(value).reshape(-1)
+        return lifted, torch.ones(lifted.numel(), dtype=torch.bool)
+    live = (index.position >= 0).nonzero().reshape(-1).flip(0)
+    at = index.position[live]
+    place = torch.full((index.size,), -1, dtype=torch.int64)
+    # the later of two writes to one place wins: in descending order, the first coordinate
+    place.numpy()[at.numpy()] = live.numpy()
+    seen = place >= 0
+    picked = value.reshape(-1).index_select(0, place.clamp(min=0).to(value.device))
+    where = place.clamp(min=0)
+    if index.shift is not None:
+        picked = picked - index.shift[where].to(picked)
+    if index.scale is not None:
+        picked = picked / index.scales()[where].to(picked).masked_fill(
+            ~seen.to(picked.device), 1
+        )
+    return picked, seen
+
+
+def mean(
+    group: Group, shapes: Mapping[str, Shape], given: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Free values by least squares over the given sites, in float64."""
+    exact = {n: v.to(torch.float64) for n, v in given.items()}
+    return plan_of(group, shapes).lift_group(group.names, exact)
+
+
+def residuals(phis: Sequence[Map], values: Sequence[Tensor]) -> list[float]:
+    """For each site, the largest distance from where the best common θ would put it."""
+    if len(values) == 0 or any(v.is_meta for v in values):
+        return [float("nan")] * len(values)
+    best = _best(phis, values)
+    found = []
+    for phi, value in zip(phis, values, strict=True):
+        away = (phi.expand(best) - value).abs()
+        found.append(float(away.max()) if away.numel() else 0.0)
+    return found
+
+
+def _best(phis: Sequence[Map], values: Sequence[Tensor]) -> Tensor:
+    linear = [p for p in phis if isinstance(p, LinearMap)]
+    diagonals = [p.gram_diagonal() for p in linear]
+    if len(linear) < len(phis) or any(d is None for d in diagonals):
+        flat = torch.cat([v.reshape(-1) for v in values])
+        whole = phis[0] if len(phis) == 1 else stack(phis)
+        return whole.lift(flat.reshape(whole.out_shape)).reshape(phis[0].in_shape)
+    pulled = torch.zeros(phis[0].in_shape, dtype=values[0].dtype, device=values[0].device)
+    weight = torch.zeros(numel(phis[0].in_shape), dtype=torch.float64)
+    for phi, value, diagonal in zip(linear, values, diagonals, strict=True):
+        offset = phi.offset
+        pulled = pulled + phi.adjoint(value if offset is None else value - offset.to(value))
+        assert diagonal is not None
+        weight += diagonal
+    per = weight.reshape(phis[0].in_shape).to(pulled)
+    return torch.where(per > 0, pulled / per.clamp(min=1e-30), 0.0)
