@@ -44,15 +44,15 @@ def _channelwise(channels: int, positions: int) -> eadem.Gather:
     return eadem.Gather(torch.arange(channels).repeat_interleave(positions))
 
 
-def _tied_convolution(layer: nn.Linear, window: eadem.Toeplitz2d, start: object) -> None:
+def _tied_convolution(layer: nn.Linear, window: eadem.Toeplitz2d, start: Tensor | str) -> None:
     channels = window.channels(tuple(layer.weight.shape))[0]
-    with eadem.plan(layer):
-        eadem.tie(layer, "weight", via=window, start=start)
-        eadem.tie(layer, "bias", via=_channelwise(channels, layer.out_features // channels))
+    eadem.tie(layer, "weight", via=window, start=start)
+    eadem.tie(layer, "bias", via=_channelwise(channels, layer.out_features // channels))
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
     """Largest difference over the largest magnitude of b."""
+    a, b = a.detach(), b.detach()
     return float((a - b).abs().max() / b.abs().max())
 
 
@@ -202,16 +202,16 @@ def _c05(context: Context, images: Tensor, labels: Tensor) -> None:
             ]
         )
     ).double()
-    eadem.tie(three, "a.weight", "b.weight", "c.weight")
+    layers = eadem.tie(three, "a.weight", "b.weight", "c.weight")
     with trace(three) as seen:
         nn.functional.cross_entropy(three(images.flatten(1)), labels).backward()
     parts = torch.stack([seen.sites[f"{name}.weight"] for name in "abc"])
-    grad = three.get_parameter("a.weight").grad
+    grad = layers.theta.grad
     assert grad is not None
 
     window = eadem.Toeplitz2d(28, 5, stride=2)
     conv = nn.Sequential(nn.Linear(784, 2 * 144), nn.Tanh(), nn.Linear(2 * 144, 10)).double()
-    eadem.tie(conv, "0.weight", via=window, start="init")
+    positions = eadem.tie(conv, "0.weight", via=window, start="init")
     with trace(conv) as seen:
         nn.functional.cross_entropy(conv(images.flatten(1)), labels).backward()
     site = seen.sites["0.weight"].reshape(2, 12, 12, 28, 28)
@@ -219,7 +219,7 @@ def _c05(context: Context, images: Tensor, labels: Tensor) -> None:
     for i in range(12):
         for j in range(12):
             windows += site[:, i, j, 2 * i : 2 * i + 5, 2 * j : 2 * j + 5]
-    shared = conv.get_parameter("0.weight").grad
+    shared = positions.theta.grad
     assert shared is not None
 
     measured = {

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from eadem.recipes._digits import Digits
 
-__all__ = ["THREADS", "Epoch", "Trained", "evaluate", "fit", "one_thread_count"]
+__all__ = [
+    "THREADS",
+    "Advance",
+    "Epoch",
+    "Trained",
+    "concurrently",
+    "evaluate",
+    "fit",
+    "one_thread_count",
+    "seeded",
+]
+
+Advance = Callable[[int], object]
+T = TypeVar("T")
 
 #: Sums are split over threads, so the number of threads is part of what is computed. One is
 #: also the number that does not slow down on a busy machine.
 THREADS = 1
+
+#: How many models are trained at a time. No result depends on it.
+WORKERS = 2
+
+_building = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -59,6 +80,36 @@ def one_thread_count() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's generator starts from `seed`, and no other block of this kind runs meanwhile."""
+    with _building:
+        torch.manual_seed(seed)
+        yield
+
+
+def concurrently(jobs: Sequence[Callable[[Advance], T]], advance: Advance) -> list[T]:
+    """The jobs' results, in order; each job is given the `advance` to call at its steps.
+
+    After an error, or Ctrl-C, the jobs that are running end at their next step.
+    """
+    stopped = threading.Event()
+
+    def step(steps: int) -> None:
+        if stopped.is_set():
+            raise InterruptedError("another job failed, or the run was interrupted")
+        advance(steps)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        futures = [pool.submit(job, step) for job in jobs]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, digits: Digits) -> tuple[float, float]:
     """Mean cross-entropy and accuracy."""
@@ -78,7 +129,7 @@ def fit(
     seed: int,
     batch: int = 32,
     test_every: int = 1,
-    advance: Callable[[int], object] = lambda steps: None,
+    advance: Advance = lambda steps: None,
 ) -> Trained:
     """Adam on the cross-entropy; batches are drawn anew each epoch from `seed`.
 

@@ -18,6 +18,7 @@ import platform
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,12 +29,21 @@ from eadem.recipes import Context
 from eadem.recipes._digits import Digits, split, stratified
 from eadem.recipes._mnist_claims import layer_claims
 from eadem.recipes._mnist_page import Grid, Study, page, tables
-from eadem.recipes._training import THREADS, Trained, fit, one_thread_count
+from eadem.recipes._training import (
+    THREADS,
+    Advance,
+    Trained,
+    concurrently,
+    fit,
+    one_thread_count,
+    seeded,
+)
 from eadem.report.page import render
 
 __all__ = ["CHANNELS", "PLANS", "cnn", "network", "run"]
 
 CHANNELS, SIDE, KERNEL, STRIDE = 8, 28, 5, 2
+BATCH = 32
 POSITIONS = ((SIDE - KERNEL) // STRIDE + 1) ** 2  # 12 × 12 windows
 
 
@@ -81,9 +91,8 @@ def convolution(model: nn.Module) -> None:
     """All units of a channel use one window and one bias."""
     window = eadem.Toeplitz2d(SIDE, KERNEL, stride=STRIDE)
     channel = torch.arange(CHANNELS).repeat_interleave(POSITIONS)
-    with eadem.plan(model):
-        eadem.tie(model, "first.weight", via=window, start="init")
-        eadem.tie(model, "first.bias", via=eadem.Gather(channel))
+    eadem.tie(model, "first.weight", via=window, start="init")
+    eadem.tie(model, "first.bias", via=eadem.Gather(channel))
 
 
 PLANS: Mapping[str, Callable[[nn.Module], None]] = {
@@ -114,15 +123,17 @@ def run(context: Context) -> None:
         train, test = (part.to(context.device) for part in split(context.seed))
         with context.stage("claims about layers", 5) as advance:
             layer_claims(context, test, advance)
-        reference = _reference(context, sizes, train, test)
-        grids = _plans(context, sizes, train, test)
+        reference, plans = _train(context, sizes, train, test)
+        _c28(context, sizes, reference)
+        for g in (reference, *plans):
+            eadem.save(g.model, context.out / f"{g.name}.safetensors")
         study = Study(
             context.seed,
             context.quick,
             len(train),
             len(test),
             reference,
-            grids,
+            plans,
             tuple(context.claims),
         )
         context.write_text("report.html", render(page(study)))
@@ -130,16 +141,74 @@ def run(context: Context) -> None:
         context.write_metrics(_metrics(study))
 
 
-def _reference(context: Context, sizes: Sizes, train: Digits, test: Digits) -> Grid:
-    """(a): the CNN and claim C28."""
-    torch.manual_seed(context.seed)
-    model = cnn().to(context.device)
-    steps = sizes.cnn_epochs * -(-len(train) // 32)
-    with context.stage("reference CNN", steps) as advance:
+@dataclass(frozen=True)
+class Job:
+    """One model to train: `images` of the training set, drawn by `seed`, as its weights are."""
+
+    name: str
+    images: int
+    seed: int
+    epochs: int
+    keep: bool
+
+    @property
+    def steps(self) -> int:
+        """How many optimizer steps it takes."""
+        return self.epochs * -(-self.images // BATCH)
+
+
+def _jobs(seed: int, sizes: Sizes, images: int) -> list[Job]:
+    """The longest first, so that none is waited for alone at the end."""
+    jobs = [Job("reference_cnn", images, seed, sizes.cnn_epochs, True)]
+    for n, epochs in sorted(sizes.epochs.items(), reverse=True):
+        for repeat in range(sizes.seeds):
+            keep = repeat == 0 and n == max(sizes.epochs)
+            jobs += [Job(name, n, 1000 * seed + repeat, epochs, keep) for name in PLANS]
+    return jobs
+
+
+def _train(
+    context: Context, sizes: Sizes, train: Digits, test: Digits
+) -> tuple[Grid, tuple[Grid, ...]]:
+    """(a) and (b): the CNN, and every plan at every number of images over the seeds."""
+
+    def trained(job: Job, advance: Advance) -> tuple[nn.Module | None, Trained]:
+        generator = torch.Generator().manual_seed(job.seed)
+        rows = stratified(train.labels.cpu(), job.images, generator)
+        with seeded(job.seed):
+            model = cnn() if job.name == "reference_cnn" else network()
+            model.to(context.device)
+            PLANS.get(job.name, fully_connected)(model)
         done = fit(
-            model, train, test, epochs=sizes.cnn_epochs, seed=context.seed, advance=advance
+            model,
+            train[rows],
+            test,
+            epochs=job.epochs,
+            seed=job.seed,
+            batch=BATCH,
+            test_every=1 if job.keep else job.epochs,
+            advance=advance,
         )
-    counts = eadem.counts(model)
+        return model if job.keep else None, done
+
+    jobs = _jobs(context.seed, sizes, len(train))
+    with context.stage("training", sum(job.steps for job in jobs)) as advance:
+        results = concurrently([partial(trained, job) for job in jobs], advance)
+    models: dict[str, nn.Module] = {}
+    runs: dict[str, dict[int, tuple[Trained, ...]]] = {}
+    for job, (model, done) in zip(jobs, results, strict=True):
+        by_size = runs.setdefault(job.name, {})
+        by_size[job.images] = (*by_size.get(job.images, ()), done)
+        if model is not None:
+            models[job.name] = model
+    grids = {n: Grid(n, models[n], dict(sorted(runs[n].items()))) for n in models}
+    return grids["reference_cnn"], tuple(grids[name] for name in PLANS)
+
+
+def _c28(context: Context, sizes: Sizes, reference: Grid) -> None:
+    """Claim C28, on (a)."""
+    free = eadem.counts(reference.model).free
+    (done,) = reference.runs[reference.largest]
     context.claim(
         "C28",
         "The reference CNN (conv 32 3×3, pool, conv 64 3×3, pool, dense 128, dense 10; Adam, "
@@ -147,43 +216,9 @@ def _reference(context: Context, sizes: Sizes, train: Digits, test: Digits) -> G
         f"225,034 free parameters, and test accuracy ≥ {sizes.cnn_accuracy} after "
         f"{sizes.cnn_epochs} epochs on 4,000 images, tested on 1,000; one seed",
         {"free": 225_034, "accuracy": sizes.cnn_accuracy},
-        {"free": counts.free, "accuracy": done.accuracy, "loss": done.loss},
-        counts.free == 225_034 and done.accuracy >= sizes.cnn_accuracy,
+        {"free": free, "accuracy": done.accuracy, "loss": done.loss},
+        free == 225_034 and done.accuracy >= sizes.cnn_accuracy,
     )
-    eadem.save(model, context.out / "reference_cnn.safetensors")
-    return Grid("reference_cnn", model, {len(train): (done,)})
-
-
-def _plans(context: Context, sizes: Sizes, train: Digits, test: Digits) -> tuple[Grid, ...]:
-    """(b): every plan at every number of images, over the seeds."""
-    steps = sum(e * -(-n // 32) for n, e in sizes.epochs.items())
-    out: dict[str, dict[int, tuple[Trained, ...]]] = {name: {} for name in PLANS}
-    models: dict[str, nn.Module] = {}
-    with context.stage("three plans", steps * len(PLANS) * sizes.seeds) as advance:
-        for n, epochs in sizes.epochs.items():
-            for repeat in range(sizes.seeds):
-                seed = 1000 * context.seed + repeat
-                generator = torch.Generator().manual_seed(seed)
-                part = train[stratified(train.labels.cpu(), n, generator)]
-                for name, tie in PLANS.items():
-                    torch.manual_seed(seed)
-                    model = network().to(context.device)
-                    tie(model)
-                    done = fit(
-                        model,
-                        part,
-                        test,
-                        epochs=epochs,
-                        seed=seed,
-                        test_every=1 if n == max(sizes.epochs) else epochs,
-                        advance=advance,
-                    )
-                    out[name][n] = (*out[name].get(n, ()), done)
-                    if repeat == 0:
-                        models[name] = model
-    for name, model in models.items():
-        eadem.save(model, context.out / f"{name}.safetensors")
-    return tuple(Grid(name, models[name], out[name]) for name in PLANS)
 
 
 def _metrics(study: Study) -> dict[str, Any]:
