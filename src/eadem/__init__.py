@@ -1,5 +1,18 @@
-"""Eadem: parameter sharing as one linear map from free values to the places they are used."""
+"""Eadem: parameter sharing as one linear map from free values to the places they are used.
 
+>>> import torch
+>>> from torch import nn
+>>> model = nn.Sequential(nn.Linear(8, 3), nn.ReLU(), nn.Linear(3, 8))
+>>> t = tie(model, "2.weight", to="0.weight", via=Transpose())
+>>> counts(model).free, counts(model).expanded
+(35, 59)
+"""
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
+from .bind import Counts as Counts
 from .bind import Tie as Tie
 from .bind import check as check
 from .bind import check_optimizers as check_optimizers
@@ -21,11 +34,61 @@ from .errors import TieConflict as TieConflict
 from .errors import TooLarge as TooLarge
 from .errors import Unsupported as Unsupported
 from .maps import Affine as Affine
+from .maps import Bounded as Bounded
+from .maps import Fixed as Fixed
 from .maps import Flip as Flip
+from .maps import Function as Function
+from .maps import Gather as Gather
 from .maps import LinearMap as LinearMap
+from .maps import Local1d as Local1d
+from .maps import Local2d as Local2d
 from .maps import Map as Map
+from .maps import Palindrome as Palindrome
 from .maps import Permute as Permute
+from .maps import Positive as Positive
 from .maps import Rotate as Rotate
 from .maps import Same as Same
 from .maps import Scale as Scale
+from .maps import Subspace as Subspace
+from .maps import Toeplitz1d as Toeplitz1d
+from .maps import Toeplitz2d as Toeplitz2d
 from .maps import Transpose as Transpose
+from .store import apply as apply
+from .store import load as load
+from .store import materialize as materialize
+from .store import record as record
+from .store import save as save
+
+if _TYPE_CHECKING:
+    from .evidence._trace import trace as trace
+    from .evidence.certificate import certify as certify
+    from .report.summary import summary as summary
+
+__version__ = "0.1.0"
+
+_LATER = {
+    "certify": "evidence",
+    "trace": "evidence",
+    "summary": "report.summary",
+}
+_MODULES = (
+    "bind",
+    "errors",
+    "evidence",
+    "maps",
+    "nn",
+    "recipes",
+    "report",
+    "solvers",
+    "store",
+    "testing",
+    "theory",
+)
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _LATER:
+        return getattr(_import_module(f"{__name__}.{_LATER[name]}"), name)
+    if name in _MODULES:
+        return _import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module 'eadem' has no attribute {name!r}")

@@ -176,7 +176,7 @@ def _apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> A
             if after.dtype != p.dtype or after.device != p.device:
                 alone = nn.Module()
                 alone._parameters[attr] = p
-                nn.Module._apply(alone, fn, False)  # type: ignore[no-untyped-call]
+                nn.Module._apply(alone, fn, False)
                 module._parameters[attr] = alone._parameters[attr]
     return moved
 

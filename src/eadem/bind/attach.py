@@ -168,7 +168,7 @@ def _computes(group: TieGroup) -> bool:
 def _hook(module: nn.Module) -> None:
     held = module._load_state_dict_pre_hooks
     if not any(getattr(h, "hook", h) is load_hook for h in held.values()):
-        module.register_load_state_dict_pre_hook(load_hook)  # type: ignore[no-untyped-call]
+        module.register_load_state_dict_pre_hook(load_hook)
 
 
 def _unhook(module: nn.Module) -> None:

@@ -28,7 +28,7 @@ from eadem._plan import (
 )
 from eadem.bind.attach import attach, values_of
 from eadem.bind.group import BoundEntry, BoundTie, TieGroup
-from eadem.bind.names import Sites, is_pattern
+from eadem.bind.names import Sites, is_pattern, match
 from eadem.bind.written import agree
 from eadem.errors import NoSuchSite, ShapeError, TieConflict, nearest
 from eadem.maps.base import LinearMap, Map, Shape, numel
@@ -102,9 +102,15 @@ class Tie:
         return dict(zip(self._names(sites, group), given, strict=True))
 
     def value(self, site: str) -> Tensor:
-        """The value at one of the sites, differentiable in the free values."""
-        sites = Sites(self._model)
+        """The value at one of the sites, differentiable in the free values.
+
+        Raises NoSuchSite for any other name.
+        """
+        sites, group = self._found()
+        names = self._names(sites, group)
         (name, index), *_ = sites.find(site)
+        if str(Site(name, canonical(index, sites.shape(name), site))) not in names:
+            raise NoSuchSite(f"{site!r} is no site of {self!r}; {nearest(site, names)}")
         module, attr = sites.places[name]
         found: Tensor = getattr(module, attr)
         return found if index is None else found[index]  # type: ignore[index]
@@ -198,8 +204,6 @@ def tie_modules(
     index = Sites(model)
     names = [p for p in index.modules.values() if p]
     chosen: dict[str, None] = {}
-    from eadem.bind.names import match
-
     for m in modules:
         found = match(m, names) if is_pattern(m) else [n for n in names if n == m]
         if not found:

@@ -78,7 +78,7 @@ class SiteValue(Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
-            return self._whole.detach().__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+            return self._whole.detach().__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         with torch._C.DisableTorchFunctionSubclass():

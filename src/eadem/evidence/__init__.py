@@ -1,5 +1,7 @@
 """What the data say of a tie: tests, traces and certificates."""
 
+from ._trace import Trace as Trace
+from ._trace import trace as trace
 from .certificate import Certificate as Certificate
 from .certificate import Shifts as Shifts
 from .certificate import certify as certify
