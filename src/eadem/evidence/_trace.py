@@ -151,6 +151,8 @@ class Trace:
         lines = [f"{'site':<{width}}  calls  |gradient|  cosine with the tie's other sites"]
         for n, g in sites.items():
             others = [c for pair, c in cosines.items() if n in pair]
-            shown = " ".join(f"{c:+.2f}" for c in others[:6]) + (" …" if len(others) > 6 else "")
+            shown = " ".join(f"{c:+.2f}" for c in others[:6]) + (
+                " …" if len(others) > 6 else ""
+            )
             lines.append(f"{n:<{width}}  {len(calls[n]):>5}  {float(g.norm()):>10.4g}  {shown}")
         return "\n".join(line.rstrip() for line in lines)
