@@ -86,4 +86,4 @@ docs:
 clean:
 	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 	  .benchmarks .import_linter_cache
-	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find src tests $(wildcard benchmarks) -name __pycache__ -prune -exec rm -rf {} +

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from torch.nn.utils import parametrize
 
 import eadem
@@ -49,7 +49,7 @@ class Expression(nn.Module):
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.source[0].weight.t(), self.bias)
+        return functional.linear(x, self.source[0].weight.t(), self.bias)
 
 
 class Turned(nn.Module):
@@ -102,7 +102,7 @@ def step(model: nn.Module, x: Tensor, call: Callable[[Tensor], Tensor] | None = 
 
     def run() -> None:
         optimizer.zero_grad()
-        F.mse_loss(forward(x), x).backward()
+        functional.mse_loss(forward(x), x).backward()
         optimizer.step()
 
     return run
@@ -181,7 +181,7 @@ class Written(nn.Module):
         self.kernel = kernel
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv1d(x, self.kernel(self.theta), self.bias, padding=4)
+        return functional.conv1d(x, self.kernel(self.theta), self.bias, padding=4)
 
 
 class Convolution(nn.Module):
@@ -251,7 +251,7 @@ def _squares(model: nn.Module, x: Tensor) -> Use:
 
 
 def _best(name: str, limit: float, prepare: Callable[[], Use]) -> Row:
-    """Seconds of a call that can be made once on each model: the best of five, with the rest."""
+    """Seconds of a call that a model allows once: the best of five models, with the rest."""
     times = [seconds(prepare()) for _ in range(5)]
     return replace(
         Row(name, "a limit in seconds", min(times), min(times), max(times), limit), unit="s"

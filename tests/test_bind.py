@@ -569,8 +569,8 @@ def test_residuals_say_how_far_each_site_was() -> None:
         model[1].weight.copy_(model[0].weight)
         model[1].weight[0, 0] += 0.5
     t = eadem.tie(model, "*.weight")
-    assert t.residual["0.weight"] == 0
-    assert t.residual["1.weight"] == pytest.approx(0.5)
+    # the best θ for both lies half way
+    assert t.residual == pytest.approx({"0.weight": 0.25, "1.weight": 0.25})
 
 
 # untie, twin, check, explain
@@ -771,15 +771,16 @@ def test_check_optimizers_finds_a_parameter_that_changed_its_size() -> None:
         eadem.check_optimizers(model, optimizer)
 
 
-def test_check_optimizers_finds_split_and_missing_ones() -> None:
+def test_check_optimizers_finds_one_parameter_in_two_optimizers() -> None:
     model = mlp(2)
     eadem.tie(model, "*.weight")
     sgd = torch.optim.SGD
     both = [sgd(model.parameters(), lr=0.1), sgd([model[0].weight], lr=0.1)]
     with pytest.raises(eadem.EademError, match=r"0\.weight"):
         eadem.check_optimizers(model, *both)
-    with pytest.raises(eadem.EademError, match=r"0\.weight"):
-        eadem.check_optimizers(model, sgd([model[0].bias, model[1].bias], lr=0.1))
+    eadem.check_optimizers(
+        model, sgd([model[0].weight], lr=0.1), sgd([model[0].bias, model[1].bias], lr=0.1)
+    )
 
 
 def test_an_optimizer_built_before_is_found_at_its_next_step() -> None:
@@ -811,10 +812,10 @@ class Mixed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a = nn.Parameter(torch.randn(2, 3))
-        self.double = nn.Parameter(torch.randn(2, 3, dtype=torch.float64))
+        self.precise = nn.Parameter(torch.randn(2, 3, dtype=torch.float64))
         self.frozen = nn.Parameter(torch.randn(2, 3), requires_grad=False)
         self.far = nn.Parameter(torch.empty(2, 3, device="meta"))
-        self.whole = nn.Parameter(torch.arange(6).reshape(2, 3), requires_grad=False)
+        self.counts = nn.Parameter(torch.arange(6).reshape(2, 3), requires_grad=False)
         self.wide = nn.Parameter(torch.randn(3, 2))
         self.vector = nn.Parameter(torch.randn(6))
         self.register_buffer("kept", torch.randn(2, 3))
@@ -823,11 +824,12 @@ class Mixed(nn.Module):
         self.child = nn.Linear(3, 2)
 
 
-REFUSED: dict[str, tuple[type[Exception], Callable[[nn.Module], object]]] = {
-    "dtype": (eadem.Unsupported, lambda m: eadem.tie(m, "a", "double")),
+Kinds = type[Exception] | tuple[type[Exception], ...]
+REFUSED: dict[str, tuple[Kinds, Callable[[nn.Module], object]]] = {
+    "dtype": (eadem.Unsupported, lambda m: eadem.tie(m, "a", "precise")),
     "device": (eadem.Unsupported, lambda m: eadem.tie(m, "a", "far")),
     "requires_grad": (eadem.Unsupported, lambda m: eadem.tie(m, "a", "frozen")),
-    "integer": (eadem.Unsupported, lambda m: eadem.tie(m, "whole", via=eadem.Palindrome())),
+    "integer": (eadem.Unsupported, lambda m: eadem.tie(m, "counts", via=eadem.Palindrome())),
     "buffer": (eadem.EademError, lambda m: eadem.tie(m, "a", "kept")),
     "plain tensor": (eadem.EademError, lambda m: eadem.tie(m, "a", "plain")),
     "none": (eadem.EademError, lambda m: eadem.tie(m, "a", "none")),
@@ -837,7 +839,7 @@ REFUSED: dict[str, tuple[type[Exception], Callable[[nn.Module], object]]] = {
     "axis": (eadem.ShapeError, lambda m: eadem.tie(m, "vector", via=eadem.Transpose())),
     "unknown": (eadem.NoSuchSite, lambda m: eadem.tie(m, "a", "nonsense")),
     "pattern": (eadem.NoSuchSite, lambda m: eadem.tie(m, "blocks.*.weight")),
-    "one bad of many": (eadem.NoSuchSite, lambda m: eadem.tie(m, "a", "*", "zzz.*")),
+    "one bad of many": (eadem.NoSuchSite, lambda m: eadem.tie(m, "a", "child.weight", "zzz.*")),
     "no site": (eadem.EademError, lambda m: eadem.tie(m)),
     "index": (eadem.EademError, lambda m: eadem.tie(m, "a[2]", "a[0]")),
     "collapse": (eadem.TieConflict, lambda m: _contradict(m)),
@@ -886,11 +888,11 @@ def test_a_refused_call_leaves_the_model_unchanged(case: str) -> None:
 
 @pytest.mark.parametrize("case", list(REFUSED))
 def test_a_refused_call_leaves_the_ties_there_are(case: str) -> None:
-    kind, call = REFUSED[case]
+    _, call = REFUSED[case]
     model = Mixed()
     eadem.tie(model, "a", "child.weight", via=eadem.Palindrome(dim=-1))
     before = _state(model)
-    with pytest.raises((kind, eadem.EademError, TypeError)):
+    with pytest.raises((eadem.EademError, TypeError)):
         call(model)
     assert _state(model) == before
     equal(read(model, "a"), read(model, "child.weight"))
@@ -1022,7 +1024,7 @@ def test_gradients_and_flags_of_owners_survive_tying() -> None:
     assert seen
 
 
-def test_ten_thousand_names_with_dots_and_digits() -> None:
+def test_names_with_dots_dashes_and_digits() -> None:
     model = nn.ModuleDict(
         {
             "layer_1": nn.ModuleList([nn.Linear(2, 2)]),

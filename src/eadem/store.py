@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from eadem import bind
-from eadem._plan import Declaration, Entry, Site, resolve
+from eadem._plan import Declaration, Entry, Plan, Site, resolve
 from eadem.errors import EademError, RecordError, Unsupported
 from eadem.maps.base import Map, Shape
 from eadem.maps.spec import from_spec, to_spec
@@ -79,7 +79,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     found, arrays = _encode(model)
     tensors = _tensors(model) | {_PREFIX + key: value for key, value in arrays.items()}
-    metadata = {"format": "pt", _FORMAT: json.dumps(found, separators=(",", ":"))}
+    # one entry only: safetensors writes several in no fixed order, and a file is to be
+    # the same to the byte
+    metadata = {_FORMAT: json.dumps(found, separators=(",", ":"))}
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
@@ -248,8 +250,8 @@ def _declarations(model: nn.Module, found: Record, arrays: Arrays) -> list[Decla
             )
         if list(shapes[name]) != recorded:
             raise RecordError(
-                f"the record was made with {name!r} of shape {tuple(recorded)}; this model's "
-                f"has {shapes[name]}"
+                f"the record was made with {name!r} of shape {recorded}; this model's has "
+                f"{list(shapes[name])}"
             )
     try:
         return [_decode_tie(runs, shapes, arrays) for runs in found["ties"]]
@@ -304,9 +306,17 @@ def _declare(model: nn.Module, found: Record, arrays: Arrays) -> None:
     declarations = _declarations(model, found, arrays)
     present = bind.declarations(model)
     if present:
-        if not _same(model, found, declarations):
+        if _encode(model)[0]["ties"] == found["ties"] and bind.ties(model):
+            return
+        here = bind.resolved(model)
+        there = resolve(here.shapes, declarations)
+        if bind.ties(model):
+            if _same(here, there):
+                return
             raise RecordError(_difference(found["ties"], _encode(model)[0]["ties"]))
-        return
+        # parameters shared by torch's own aliasing: the record must know of them
+        if not _same(resolve(here.shapes, [*declarations, *present]), there):
+            raise RecordError(_difference(found["ties"], _encode(model)[0]["ties"]))
     if not declarations:
         return
     try:
@@ -315,12 +325,8 @@ def _declare(model: nn.Module, found: Record, arrays: Arrays) -> None:
         raise RecordError(f"the recorded ties do not fit this model: {error}") from error
 
 
-def _same(model: nn.Module, found: Record, declarations: Sequence[Declaration]) -> bool:
-    """Whether the model has the plan that a record declares, perhaps in other words."""
-    if _encode(model)[0]["ties"] == found["ties"]:
-        return True
-    here = bind.resolved(model)
-    there = resolve(here.shapes, declarations)
+def _same(here: Plan, there: Plan) -> bool:
+    """Whether two plans of the same sites are one, perhaps in other words."""
     shapes = {n: o.shape for n, o in here.owners.items()}
     if shapes != {n: o.shape for n, o in there.owners.items()}:
         return False

@@ -202,7 +202,7 @@ def value(model: nn.Module, name: str) -> Tensor:
     owner, _, leaf = name.rpartition(".")
     found = getattr(model.get_submodule(owner), leaf)
     assert isinstance(found, Tensor), f"{name} is {type(found)}"
-    return found.detach().clone()
+    return found.detach().clone(memory_format=torch.contiguous_format)
 
 
 def values(model: nn.Module, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -222,7 +222,7 @@ def assert_holds(model: nn.Module, system: System) -> None:
     keys = set(model.state_dict())
     assert keys - set(stored) == {name for name, _ in model.named_buffers()}
     assert set(stored) <= keys
-    pointers = [p.untyped_storage().data_ptr() for p in stored.values() if p.numel()]
+    pointers = [p.data_ptr() for p in stored.values() if p.numel()]
     assert len(set(pointers)) == len(pointers)
 
 

@@ -62,7 +62,7 @@ REVERSE: Tie = lambda m: eadem.tie(  # noqa: E731
     m, "a.weight_hh_l0", "a.weight_hh_l0_reverse", "b.weight_hh_l0_reverse"
 )
 IN_PROJ: Tie = lambda m: eadem.tie(m, "*.in_proj_weight")  # noqa: E731
-OUT_PROJ: Tie = lambda m: eadem.tie(m, "*.out_proj.*")  # noqa: E731
+OUT_PROJ: Tie = lambda m: eadem.tie(m, "*.out_proj.weight")  # noqa: E731
 IN_FLIP: Tie = _pose("in_proj_weight", eadem.Same(), eadem.Flip(0))
 IN_PARTS: Tie = lambda m: eadem.tie(m, "a.in_proj_weight[:8]", "a.in_proj_weight[8:16]")  # noqa: E731
 LAYERS: Tie = lambda m: eadem.tie_modules(m, "layers.*")  # noqa: E731

@@ -18,6 +18,7 @@ from eadem.maps import (
     Subspace,
 )
 from eadem.maps.algebra import Blocks, LinearBlocks, LinearStack, Stack
+from eadem.maps.simplex import SumToOne
 from eadem.testing import check_map
 
 
@@ -100,3 +101,11 @@ def test_a_map_of_ones_own_needs_only_a_forward(shape):
     check_map(Cumulative(), shape)
     check_map(Cumulative() @ Flip(-1), shape)
     check_map(Positive() @ Cumulative(), shape)
+
+
+@pytest.mark.parametrize(("dim", "shape"), [(-1, (2, 3)), (0, (4, 2)), (-1, (1,)), (1, (2, 1))])
+def test_rows_that_sum_to_one(dim, shape):
+    check_map(SumToOne(dim), shape)
+    phi = SumToOne(dim).bind(shape)
+    total = phi.expand(torch.randn(phi.in_shape, dtype=torch.float64)).sum(dim)
+    torch.testing.assert_close(total, torch.ones_like(total))

@@ -8,7 +8,7 @@ non-linear maps come last, on the free values that the rest has left (`generator
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,7 +33,6 @@ class Group:
     names: tuple[str, ...]
     owners: dict[str, Owner]
     expressions: dict[str, Expression]
-    zeros: dict[str, int] = field(default_factory=dict)
 
 
 def resolve(shapes: Mapping[str, Shape], declarations: Sequence[Declaration]) -> Plan:
@@ -50,21 +49,19 @@ def resolve(shapes: Mapping[str, Shape], declarations: Sequence[Declaration]) ->
     order = {n: i for i, n in enumerate(shapes)}
     owners: dict[str, Owner] = {}
     expressions: dict[str, Expression] = {}
-    zeros: dict[str, int] = {}
     groups = []
     for members in connected(declarations):
         group = resolve_group(shapes, members, order)
         groups.append(group.names)
         owners.update(group.owners)
         expressions.update(group.expressions)
-        zeros.update(group.zeros)
     tied = {n for g in groups for n in g}
     for name, shape in shapes.items():
         if name not in tied:
             owners[name] = Owner(shape, shape)
     ordered = {n: owners[n] for n in shapes if n in owners}
     groups.sort(key=lambda g: order[g[0]])
-    return make_plan(dict(shapes), ordered, expressions, tuple(groups), zeros)
+    return make_plan(dict(shapes), ordered, expressions, tuple(groups))
 
 
 def connected(declarations: Sequence[Declaration]) -> list[list[Declaration]]:
@@ -211,7 +208,7 @@ def _shared_source(bound: Sequence[_Bound]) -> tuple[Map, list[_Bound]] | None:
     outer: list[_Bound] = []
     for b in bound:
         head, rest = _split(b.phi)
-        if rest is None or (source is not None and not _alike(source, rest)):
+        if rest is None or (source is not None and not same_map(source, rest)):
             return None
         source = rest if source is None else source
         phi: Map = Same().bind(rest.out_shape)
@@ -221,14 +218,17 @@ def _shared_source(bound: Sequence[_Bound]) -> tuple[Map, list[_Bound]] | None:
     return None if source is None else (source, outer)
 
 
-def _alike(a: Map, b: Map) -> bool:
-    if type(a) is not type(b) or a.out_shape != b.out_shape or a.in_shape != b.in_shape:
+def same_map(a: Map, b: Map) -> bool:
+    """Whether two maps are of one kind with equal arguments (and shapes, where bound)."""
+    if type(a) is not type(b) or a.bound != b.bound:
+        return False
+    if a.bound and (a.out_shape, a.in_shape) != (b.out_shape, b.in_shape):
         return False
     x, y = a.arguments(), b.arguments()
     for name, value in x.items():
         other = y[name]
         if isinstance(value, Map):
-            if not (isinstance(other, Map) and _alike(value, other)):
+            if not (isinstance(other, Map) and same_map(value, other)):
                 return False
         elif isinstance(value, torch.Tensor):
             if not (isinstance(other, torch.Tensor) and torch.equal(value, other)):
@@ -419,7 +419,6 @@ class _Coordinates:
         """Owners and expressions of every site."""
         owners: dict[str, Owner] = {}
         expressions: dict[str, Expression] = {}
-        zeros: dict[str, int] = {}
         for root, members in self.classes.members.items():
             if root in self.dissolved or not isinstance(root, str):
                 continue
@@ -430,7 +429,7 @@ class _Coordinates:
                     outer = Viewed(view).bind(shapes[m])
                     expressions[m] = Expression((root,), outer)
         if self.dissolved:
-            self._dissolved(shapes, owners, expressions, zeros)
+            self._dissolved(shapes, owners, expressions)
         for i, t in enumerate(self.ties):
             if t.leaves:
                 theta = self._theta(i, owners, expressions)
@@ -438,7 +437,7 @@ class _Coordinates:
                     leaf = (b.phi @ theta.outer).bind(b.shape)
                     expressions[b.site.name] = Expression(theta.owners, leaf)
         ordered = {n: owners[n] for n in names if n in owners}
-        return Group(names, ordered, expressions, zeros)
+        return Group(names, ordered, expressions)
 
     def _theta(
         self, tie: int, owners: Mapping[str, Owner], expressions: Mapping[str, Expression]
@@ -457,13 +456,12 @@ class _Coordinates:
         shapes: Mapping[str, Shape],
         owners: dict[str, Owner],
         expressions: dict[str, Expression],
-        zeros: dict[str, int],
     ) -> None:
         solved = self.solved
         real = sum(numel(self.classes.shapes[n]) for n in self.start if isinstance(n, str))
         roots = np.zeros(self.size, dtype=bool)
         roots[solved.root[:real][solved.root[:real] >= 0]] = True
-        self._check_collapse(shapes, zeros)
+        self._check_collapse(shapes)
         generators = self._generators(roots)
         for g in generators:
             roots[g.roots] = False
@@ -539,14 +537,13 @@ class _Coordinates:
         names = tuple(self.owner_names[k] for k in used.tolist())
         return Expression(names, Indexed.of(index, shape))
 
-    def _check_collapse(self, shapes: Mapping[str, Shape], zeros: dict[str, int]) -> None:
+    def _check_collapse(self, shapes: Mapping[str, Shape]) -> None:
         s = self.solved
         for node, start in self.start.items():
             stop = start + numel(self.classes.shapes[node])
             constant = s.root[start:stop] < 0
             if not isinstance(node, str) or not constant.any():
                 continue
-            forced = constant & ~s.fixed[start:stop]
             if constant.all() and not s.fixed[start:stop].any():
                 touching = [
                     str(t.declaration) for t in self.ties if node in t.declaration.names
@@ -556,9 +553,6 @@ class _Coordinates:
                     f"constant that nobody fixed:\n  " + "\n  ".join(touching) + "\nremove one "
                     "of them, or say so with Fixed(value)"
                 )
-            for m in self.classes.members[node]:
-                if isinstance(m, str) and forced.any():
-                    zeros[m] = int(forced.sum())
 
     def _generators(self, roots: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> list[Generator]:
         s = self.solved

@@ -27,7 +27,7 @@ class Known:
 def plan_of(group: Group, shapes: Mapping[str, Shape]) -> Plan:
     """One group as a plan of its own."""
     local = {n: tuple(shapes[n]) for n in group.names}
-    return make_plan(local, group.owners, group.expressions, (group.names,), group.zeros)
+    return make_plan(local, group.owners, group.expressions, (group.names,))
 
 
 def first(
@@ -131,5 +131,5 @@ def _best(phis: Sequence[Map], values: Sequence[Tensor]) -> Tensor:
         pulled = pulled + phi.adjoint(value if offset is None else value - offset.to(value))
         assert diagonal is not None
         weight += diagonal
-    per = weight.reshape(phis[0].in_shape).to(pulled)
-    return torch.where(per > 0, pulled / per.clamp(min=1e-30), 0.0)
+    per = weight.reshape(phis[0].in_shape).to(pulled.device)
+    return torch.where(per > 0, pulled / per.clamp(min=1e-30).to(pulled.dtype), 0.0)

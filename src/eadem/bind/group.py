@@ -11,6 +11,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -154,24 +155,26 @@ class Link:
             setattr(self, k, v)
 
 
-class _Guard:
-    """Counts into and out of the pickling of whole groups, so that a derived site pickled
-    alone is refused instead of dragging its owner along unseen.
+class _Token:
+    """Pickled before a group. A pickler keeps what it has pickled alive, so a live token
+    means that a whole group is being pickled; a failed pickle leaves none behind.
     """
 
-    depth = 0
-
-    def __init__(self, step: int) -> None:
-        self.step = step
+    __slots__ = ("__weakref__",)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        _Guard.depth = max(0, _Guard.depth + self.step)
-        return (_Guard, (self.step,))
+        _tokens.add(self)
+        return (_Token, ())
+
+
+_tokens: WeakSet[_Token] = WeakSet()
 
 
 def refuse_alone(what: str) -> None:
-    """Raise Unsupported unless a whole group is being pickled."""
-    if _Guard.depth == 0:
+    """Raise Unsupported unless a whole group is being pickled: a derived site pickled alone
+    would drag its owner along unseen.
+    """
+    if not _tokens:
         raise Unsupported(
             f"{what} takes its value from a parameter elsewhere and cannot be pickled alone; "
             "pickle a module that contains the whole tie, or copy.deepcopy the part first "
@@ -195,10 +198,10 @@ class Mark:
         return new
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_unmark, (_Guard(1), self.groups, _Guard(-1)))
+        return (_unmark, (_Token(), self.groups))
 
 
-def _unmark(_enter: _Guard, groups: list[TieGroup], _leave: _Guard) -> Mark:
+def _unmark(_token: _Token, groups: list[TieGroup]) -> Mark:
     return Mark(groups)
 
 

@@ -21,7 +21,7 @@ from eadem.bind.attach import values_of
 from eadem.bind.group import LINKS, BoundTie
 from eadem.bind.names import Sites
 from eadem.bind.ties import Tie, _aliases, _by_name
-from eadem.errors import TieBroken
+from eadem.errors import ShapeError, TieBroken
 from eadem.maps.base import LinearMap, numel
 from eadem.maps.index import Indexed
 from eadem.maps.view import ViewMap
@@ -113,10 +113,7 @@ def resolved(model: nn.Module) -> Plan:
             owners[n] = Owner(shape, shape)
     ordered = {n: owners[n] for n in shapes if n in owners}
     groups.sort(key=lambda g: sites.order[g[0]])
-    zeros = {
-        sites.name(g.places[k]): z for g in sites.groups for k, z in g.resolved.zeros.items()
-    }
-    return make_plan(shapes, ordered, expressions, tuple(groups), zeros)
+    return make_plan(shapes, ordered, expressions, tuple(groups))
 
 
 def free_vector(model: nn.Module) -> Tensor:
@@ -127,12 +124,17 @@ def free_vector(model: nn.Module) -> Tensor:
 @torch.no_grad()
 def set_free_vector(model: nn.Module, theta: Tensor) -> None:
     """Write a flat vector of free values into the model's parameters."""
-    start = 0
-    for p in model.parameters():
-        p.copy_(theta[start : start + p.numel()].reshape(p.shape))
-        start += p.numel()
-    if start != theta.numel():
-        raise ValueError(f"the model has {start} free values; {theta.numel()} were given")
+    parameters = list(model.parameters())
+    size = sum(p.numel() for p in parameters)
+    if tuple(theta.shape) != (size,):
+        raise ShapeError(
+            f"the model has {size} free values, flat; the vector given has shape "
+            f"{tuple(theta.shape)}"
+        )
+    for p, piece in zip(
+        parameters, torch.split(theta, [p.numel() for p in parameters]), strict=True
+    ):
+        p.copy_(piece.reshape(p.shape))
 
 
 @dataclass(frozen=True)
@@ -222,10 +224,7 @@ def explain(model: nn.Module, site: str) -> str:
             owner = group.resolved.owners[o]
             through = "" if owner.source is None else f" through {owner.source!r}"
             lines.append(f"  θ: {names[o]} {owner.shape}{through}")
-        if key in group.resolved.zeros:
-            lines.append(
-                f"  {group.resolved.zeros[key]} of its values are held constant by the ties"
-            )
+        lines += _constants(e)
         for bound in group.ties:
             d = _by_name(bound, names)
             if name in d.names:
@@ -234,6 +233,18 @@ def explain(model: nn.Module, site: str) -> str:
     if name in sites.aliases:
         return f"{name} is the same parameter as {sites.aliases[name]} (the model's own alias)"
     return f"{name} {sites.shape(name)} is not tied: its parameter is its own"
+
+
+def _constants(e: Expression | None) -> list[str]:
+    """A line on the coordinates that the ties hold constant, where there are any."""
+    index = e.outer.index() if e is not None and isinstance(e.outer, LinearMap) else None
+    if index is None:
+        return []
+    held = index.position < 0
+    zero = int((held & (index.shifts() == 0)).sum())
+    other = int(held.sum()) - zero
+    found = [f"{n} of its values {w}" for n, w in ((zero, "zero"), (other, "constant")) if n]
+    return [f"  held by the ties: {', '.join(found)}"] if found else []
 
 
 def _formula(e: Expression | None, owners: list[str]) -> str:

@@ -88,7 +88,7 @@ def check_optimizers(model: nn.Module, *optimizers: torch.optim.Optimizer) -> No
 
     Found are: parameters that a tie made dead or resized, parameters of the model that two
     optimizers or two groups step, and sites of one tie whose parameters are stepped under
-    different rules. A parameter that none of them steps is no error.
+    different rules, and tied free values that want gradients but are in none of them.
 
     >>> model = nn.Linear(2, 2)
     >>> check_optimizers(model, torch.optim.SGD(model.parameters(), lr=0.1))
@@ -114,7 +114,13 @@ def check_optimizers(model: nn.Module, *optimizers: torch.optim.Optimizer) -> No
         stepped: dict[tuple[int, int] | None, list[str]] = {}
         for key, p in tied.owner_parameters():
             stepped.setdefault(seen.get(id(p)), []).append(sites.name(tied.places[key]))
-        if len(stepped) > 1 and len(optimizers):
+        wants = any(p.requires_grad for _, p in tied.owner_parameters())
+        if list(stepped) == [None] and optimizers and wants:
+            raise TieBroken(
+                f"no optimizer steps {', '.join(stepped[None])}, where a tie has its free "
+                "values; add it, or freeze it with requires_grad_(False)"
+            )
+        if len(stepped) > 1 and optimizers:
             parts = "; ".join(
                 f"{', '.join(n)} in "
                 + ("none" if at is None else f"optimizer {at[0]} group {at[1]}")

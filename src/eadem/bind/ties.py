@@ -25,6 +25,7 @@ from eadem._plan import (
     plan_of,
     residuals,
     resolve_group,
+    same_map,
 )
 from eadem.bind.attach import attach, values_of
 from eadem.bind.group import BoundEntry, BoundTie, TieGroup
@@ -295,7 +296,7 @@ def _declaration(
                 site = Site(name, canonical(where, index.shape(name), text))
                 if site == source:
                     continue
-                if site in chosen and chosen[site] is not phi:
+                if site in chosen and not same_map(chosen[site], phi):
                     raise TieConflict(
                         f"{site} is listed twice in one tie, with {chosen[site]!r} and "
                         f"{phi!r}; declare two ties to intersect them"

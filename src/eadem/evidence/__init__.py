@@ -2,6 +2,7 @@
 
 from ._trace import Trace as Trace
 from ._trace import trace as trace
+from .certificate import Action as Action
 from .certificate import Certificate as Certificate
 from .certificate import Shifts as Shifts
 from .certificate import certify as certify

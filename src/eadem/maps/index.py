@@ -97,11 +97,16 @@ class Index:
         total = torch.zeros(self.size, dtype=torch.float64)
         return total.index_add_(0, self.position[live], self.scales()[live] ** 2)
 
+    def _live(self) -> Tensor | None:
+        """The coordinates that depend on θ, or None where all do."""
+        live = self.position >= 0
+        return None if bool(live.all()) else live.nonzero().reshape(-1)
+
     def used(self) -> Tensor:
         """Which free values some coordinate uses, bool (size,)."""
-        found = torch.zeros(self.size, dtype=torch.bool)
-        found[self.position[self.position >= 0]] = True
-        return found
+        live = self._live()
+        position = self.position if live is None else self.position[live]
+        return torch.zeros(self.size, dtype=torch.bool).index_fill_(0, position, True)
 
     def lift(self, values: Tensor) -> Tensor:
         """The least-squares θ for `values` (n,); zero where a free value is not used.
@@ -111,18 +116,30 @@ class Index:
         """
         wide = values.to(torch.promote_types(values.dtype, torch.float64))
         device = wide.device
-        first = torch.full((self.size,), len(self))
-        live = (self.position >= 0).nonzero().reshape(-1)
-        first.scatter_reduce_(0, self.position[live], live, "amin")
-        found = first < len(self)
-        pivot = first[found]
-        weight = self.gram_diagonal()[found]
-        scale, shift = self.scales().to(device), self.shifts().to(device)
-        theta = wide.new_zeros(self.size)
-        where = found.to(device)
-        theta[where] = ((wide - shift) / scale)[pivot.to(device)]
-        weight = torch.where(weight > 0, weight, torch.inf).to(device)
-        theta[where] += self.adjoint(wide - self.expand(theta))[where] / weight
+        place = self._live()
+        source = self.position if place is None else self.position[place]
+        repeated = source.numel() > int(self.used().sum())
+        if repeated:
+            everywhere = torch.arange(len(self)) if place is None else place
+            first = torch.full((self.size,), len(self))
+            first.scatter_reduce_(0, source, everywhere, "amin")
+            source = (first < len(self)).nonzero().reshape(-1)
+            place = first[source]
+
+        def at(whole: Tensor) -> Tensor:
+            return whole if place is None else whole.index_select(0, place.to(whole.device))
+
+        said = at(wide)
+        if self.shift is not None:
+            said = said - at(self.shift).to(device)
+        if self.scale is not None:
+            said = said / at(self.scale).to(device)
+        source = source.to(device)
+        theta = wide.new_zeros(self.size).index_copy_(0, source, said)
+        if repeated:
+            weight = self.gram_diagonal()
+            weight = torch.where(weight > 0, weight, torch.inf).to(device)
+            theta = theta + self.adjoint(wide - self.expand(theta)) / weight
         return theta.to(values.dtype)
 
     def after(self, inner: Index) -> Index:

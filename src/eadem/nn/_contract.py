@@ -1,7 +1,7 @@
 """The arithmetic of a locally connected layer: gather the patches, multiply, fold back.
 
 `gather` copies every position's patch out of the input, `product` multiplies it by that
-position's kernel. With a wide batch as the last axis, the copy moves runs of kernel width ×
+position's kernel. With the batch as the last axis, the copy moves runs of kernel width ×
 channels × batch numbers. The gradient of the input comes back as one addition per kernel tap
 instead of a scatter over single numbers: that is where the time of a training step goes
 when autograd differentiates `as_strided` or `unfold` by itself.
@@ -42,32 +42,21 @@ class Geometry:
 
 
 def _patches(x: Tensor, g: Geometry) -> Tensor:
-    """x (batch, channels, rows, columns) → (N, K, batch), K = (row, column, channel).
-
-    In memory a wide batch is the last axis and a narrow one comes before K.
-    """
-    batch, channels = x.shape[:2]
-    each = channels // g.groups
-    wide_batch = batch >= WIDE_BATCH
-    moved = x.permute(2, 3, 1, 0) if wide_batch else x.permute(0, 2, 3, 1)
+    """x (batch, channels, rows, columns) → (N, K, batch), K = (row, column, channel)."""
+    moved = x.permute(2, 3, 1, 0)  # (rows, columns, channels, batch)
     if any(g.pads):
-        moved = pad(moved, (0, 0, 0, 0, *g.pads) if wide_batch else (0, 0, *g.pads))
+        moved = pad(moved, (0, 0, 0, 0, *g.pads))
     moved = moved.contiguous()
-    rows, columns = moved.shape[:2] if wide_batch else moved.shape[1:3]
-    one, channel = (1, batch) if wide_batch else (rows * columns * channels, 1)
-    column = channel * channels
-    row = column * columns
+    _, columns, channels, batch = moved.shape
+    each = channels // g.groups
+    column = channels * batch
+    row = columns * column
     (out_rows, out_columns), (high, wide) = g.out_size, g.kernel_size
-    places = (out_rows, out_columns, g.groups)
-    steps = (g.stride[0] * row, g.stride[1] * column, channel * each)
-    kernel = (high, wide, each)
-    reach = (g.dilation[0] * row, g.dilation[1] * column, channel)
-    n, k = out_rows * out_columns * g.groups, high * wide * each
-    if wide_batch:
-        size, stride = (*places, *kernel, batch), (*steps, *reach, one)
-        return moved.as_strided(size, stride).reshape(n, k, batch)
-    size, stride = (*places, batch, *kernel), (*steps, one, *reach)
-    return moved.as_strided(size, stride).reshape(n, batch, k).mT
+    size = (out_rows, out_columns, g.groups, high, wide, each, batch)
+    steps = (g.stride[0] * row, g.stride[1] * column, each * batch)
+    reach = (g.dilation[0] * row, g.dilation[1] * column, batch, 1)
+    windows = moved.as_strided(size, (*steps, *reach))
+    return windows.reshape(out_rows * out_columns * g.groups, high * wide * each, batch)
 
 
 def _fold(patches: Tensor, g: Geometry) -> Tensor:
@@ -93,6 +82,8 @@ def _fold(patches: Tensor, g: Geometry) -> Tensor:
 
 def _rows(x: Tensor) -> Tensor:
     """x (…, m, n) with rows that BLAS takes as they are."""
+    if x.shape[-2] == 1:
+        x = x.squeeze(-2).unsqueeze(-2)  # one row, with the stride of a row
     if x.stride(-1) == 1 and x.stride(-2) >= x.shape[-1]:
         return x
     return x.clone(memory_format=torch.contiguous_format)
@@ -108,9 +99,10 @@ def _multiply(kind: Kind, a: Tensor, b: Tensor, bias: Tensor | None = None) -> T
         if a.shape[2] >= WIDE_BATCH:
             out = torch.bmm(b.mT, a)
             return out if bias is None else out + bias
+        left = _rows(a.mT) if a.shape[2] == 1 else a.mT
         if bias is None:
-            return torch.bmm(a.mT, b).mT
-        return torch.baddbmm(bias.mT, a.mT, b).mT
+            return torch.bmm(left, b).mT
+        return torch.baddbmm(bias.mT, left, b).mT
     if kind == "patches":
         if a.shape[2] == 1:
             return torch.bmm(_rows(a.mT), b.mT).mT
@@ -199,12 +191,27 @@ class _ProductJvp(_Product):
         return total
 
 
+_transforming: Any = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+
+
+def _apply(op: Any, *args: Any) -> Tensor:
+    """`op.apply`, without its inspection of the signature where no transform needs it.
+
+    The inspection takes longer than the product of a small layer.
+    """
+    found: Tensor
+    if torch.compiler.is_compiling() or _transforming():
+        found = op.apply(*args)
+    else:
+        found = super(Function, op).apply(*args)
+    return found
+
+
 def _gather(x: Tensor, g: Geometry, fold: bool) -> Tensor:
     if not (torch.is_grad_enabled() and x.requires_grad):
         return _fold(x, g) if fold else _patches(x, g)
-    op: Any = _Gather if torch.compiler.is_compiling() else _GatherJvp
-    found: Tensor = op.apply(x, g, fold)
-    return found
+    op = _Gather if torch.compiler.is_compiling() else _GatherJvp
+    return _apply(op, x, g, fold)
 
 
 def _product(kind: Kind, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -212,9 +219,8 @@ def _product(kind: Kind, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Te
         a.requires_grad or b.requires_grad or (bias is not None and bias.requires_grad)
     ):
         return _multiply(kind, a, b, bias)
-    op: Any = _Product if torch.compiler.is_compiling() else _ProductJvp
-    found: Tensor = op.apply(kind, a, b, bias)
-    return found
+    op = _Product if torch.compiler.is_compiling() else _ProductJvp
+    return _apply(op, kind, a, b, bias)
 
 
 def gather(x: Tensor, geometry: Geometry) -> Tensor:

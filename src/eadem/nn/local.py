@@ -67,6 +67,7 @@ class _LocallyConnected(nn.Module):
         self._check_mode(pads)
         self.out_size = self._positions(pads)
         self._mode_pads = () if padding_mode == "zeros" else _torch_order(pads)
+        self._in_shape = (self.in_channels, *self.in_size)
         self._geometry = self._geometry_of(pads)
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         kernel = (*self.kernel_size, in_channels // groups, out_channels)
@@ -161,14 +162,12 @@ class _LocallyConnected(nn.Module):
         channels), as it is computed; the next locally connected layer reads it as it is.
         Raises ShapeError where channels or size are not those of the layer.
         """
-        if input.shape[-self._ndim - 1 :] != (self.in_channels, *self.in_size):
-            raise self._wrong_input(input)
-        extra = input.dim() - self._ndim - 1
-        if extra == 0:
+        shape = input.shape
+        if shape[1:] == self._in_shape:
+            return self._batched(input)
+        if shape == self._in_shape:
             return self._batched(input.unsqueeze(0)).squeeze(0)
-        if extra != 1:
-            raise self._wrong_input(input)
-        return self._batched(input)
+        raise self._wrong_input(input)
 
     def _batched(self, x: Tensor) -> Tensor:
         if self._mode_pads:
@@ -176,19 +175,20 @@ class _LocallyConnected(nn.Module):
         if self._ndim == 1:
             x = x.unsqueeze(2)
         g = self._geometry
+        weight, bias = self.weight, self.bias
         patches = gather(x, g)
         places, inside, batch = patches.shape
         each = self.out_channels // g.groups
-        weight: Tensor = self.weight
         if g.groups == 1:
-            weight = weight.reshape(places, inside, each)
+            kernels = weight.reshape(places, inside, each)
         else:
-            weight = weight.reshape(*g.out_size, -1, g.groups, each).transpose(2, 3)
-            weight = weight.reshape(places, inside, each)
-        bias = None if self.bias is None else self.bias.reshape(places, each, 1)
-        out = product(patches, weight, bias)  # (positions·groups, out / groups, batch)
-        out = out.reshape(*self.out_size, self.out_channels, batch)
-        return out.permute(3, 2, 0, 1) if self._ndim == 2 else out.permute(2, 1, 0)
+            grouped = weight.reshape(*g.out_size, -1, g.groups, each).transpose(2, 3)
+            kernels = grouped.reshape(places, inside, each)
+        shifts = None if bias is None else bias.reshape(places, each, 1)
+        out = product(patches, kernels, shifts)  # (positions·groups, out / groups, batch)
+        if self._ndim == 1:
+            return out.reshape(*self.out_size, self.out_channels, batch).permute(2, 1, 0)
+        return out.reshape(*g.out_size, self.out_channels, batch).permute(3, 2, 0, 1)
 
     def extra_repr(self) -> str:
         """The arguments, as `nn.Conv2d` shows its own."""
