@@ -6,9 +6,11 @@ from .plan import Owner as Owner
 from .plan import Plan as Plan
 from .plan import make_plan as make_plan
 from .resolve import Group as Group
+from .resolve import bind_maps as bind_maps
 from .resolve import connected as connected
 from .resolve import resolve as resolve
 from .resolve import resolve_group as resolve_group
+from .resolve import same_map as same_map
 from .site import Declaration as Declaration
 from .site import Entry as Entry
 from .site import Site as Site

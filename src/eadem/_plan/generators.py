@@ -20,6 +20,7 @@ from eadem.maps.algebra import orthonormal, stack
 from eadem.maps.base import DENSE_LIMIT, LinearMap, Map, numel
 from eadem.maps.dense import Dense
 from eadem.maps.index import Index, Indexed
+from eadem.maps.structured import Subspace
 
 __all__ = ["Generator", "Request", "generate"]
 
@@ -119,7 +120,7 @@ def _alone(x: _Asked) -> Generator | None:
     if linear is not None:
         if not once or (x.root < 0).any():
             return None
-        if any(isinstance(m, Dense) for m in linear):
+        if any(isinstance(m, Dense | Subspace) for m in linear):
             return _intersection([x])
     elif not once or (x.root == -1).any():
         return _elementwise(x)

@@ -8,7 +8,7 @@ roots. The plan is a map itself, from the flat free vector to the flat vector of
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -81,7 +81,6 @@ class Plan(Map):
     owners: dict[str, Owner]
     expressions: dict[str, Expression]
     groups: tuple[tuple[str, ...], ...] = ()
-    zeros: dict[str, int] = field(default_factory=dict)
 
     def infer(self, out_shape: Shape) -> Shape:
         """All stored values, flat."""
@@ -156,7 +155,7 @@ class Plan(Map):
         for name, e in self.expressions.items():
             given = _flat([roots[o] for o in e.owners], theta).reshape(e.outer.in_shape)
             expressions[name] = Expression(e.owners, e.outer.linearize(given))
-        plan = make_plan(self.shapes, owners, expressions, self.groups, self.zeros)
+        plan = make_plan(self.shapes, owners, expressions, self.groups)
         assert isinstance(plan, LinearMap)
         return plan
 
@@ -333,12 +332,11 @@ def make_plan(
     owners: dict[str, Owner],
     expressions: dict[str, Expression],
     groups: tuple[tuple[str, ...], ...] = (),
-    zeros: dict[str, int] | None = None,
 ) -> Plan:
     """A bound plan, linear where every part of it is."""
     parts: list[Map | None] = [o.source for o in owners.values()]
     parts += [e.outer for e in expressions.values()]
     linear = all(p is None or isinstance(p, LinearMap) for p in parts)
     kind = LinearPlan if linear else Plan
-    plan = kind(shapes, owners, expressions, groups, zeros or {})
+    plan = kind(shapes, owners, expressions, groups)
     return plan.bind((sum(numel(s) for s in shapes.values()),))

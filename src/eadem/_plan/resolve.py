@@ -8,7 +8,8 @@ non-linear maps come last, on the free values that the rest has left (`generator
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from eadem._plan.coordinates import Contradiction, Edges, Solved, solve
 from eadem._plan.generators import Generator, Request, generate
 from eadem._plan.plan import Expression, Owner, Plan, make_plan
 from eadem._plan.site import Coordinates, Declaration, Site
-from eadem.errors import ShapeError, TieConflict
+from eadem.errors import NoSuchSite, ShapeError, TieConflict, nearest
 from eadem.maps.algebra import blocks
 from eadem.maps.base import Composed, LinearMap, Map, Shape, numel
 from eadem.maps.index import Index, Indexed, Reshape
@@ -33,7 +34,6 @@ class Group:
     names: tuple[str, ...]
     owners: dict[str, Owner]
     expressions: dict[str, Expression]
-    zeros: dict[str, int] = field(default_factory=dict)
 
 
 def resolve(shapes: Mapping[str, Shape], declarations: Sequence[Declaration]) -> Plan:
@@ -41,7 +41,8 @@ def resolve(shapes: Mapping[str, Shape], declarations: Sequence[Declaration]) ->
 
     Raises NoSuchSite, ShapeError, TieConflict (naming both paths) or TooLarge.
 
-    >>> from eadem.maps.view import Transpose
+    >>> from eadem._plan import Entry, Site
+    >>> from eadem.maps import Transpose
     >>> tie = Declaration((Entry(Site("enc"), Same()), Entry(Site("dec"), Transpose())))
     >>> plan = resolve({"enc": (2, 3), "dec": (3, 2), "bias": (3,)}, [tie])
     >>> plan.rank, plan.out_shape
@@ -50,21 +51,19 @@ def resolve(shapes: Mapping[str, Shape], declarations: Sequence[Declaration]) ->
     order = {n: i for i, n in enumerate(shapes)}
     owners: dict[str, Owner] = {}
     expressions: dict[str, Expression] = {}
-    zeros: dict[str, int] = {}
     groups = []
     for members in connected(declarations):
         group = resolve_group(shapes, members, order)
         groups.append(group.names)
         owners.update(group.owners)
         expressions.update(group.expressions)
-        zeros.update(group.zeros)
     tied = {n for g in groups for n in g}
     for name, shape in shapes.items():
         if name not in tied:
             owners[name] = Owner(shape, shape)
     ordered = {n: owners[n] for n in shapes if n in owners}
     groups.sort(key=lambda g: order[g[0]])
-    return make_plan(dict(shapes), ordered, expressions, tuple(groups), zeros)
+    return make_plan(dict(shapes), ordered, expressions, tuple(groups))
 
 
 def connected(declarations: Sequence[Declaration]) -> list[list[Declaration]]:
@@ -111,10 +110,12 @@ class _Tie:
 def resolve_group(
     shapes: Mapping[str, Shape],
     declarations: Sequence[Declaration],
-    order: Mapping[str, int] | None = None,
+    order: Mapping[str, Any] | None = None,
 ) -> Group:
     """One connected set of declarations, resolved. `shapes` may hold other sites too."""
     names = {n for d in declarations for n in d.names}
+    for name in sorted(names.difference(shapes)):
+        raise NoSuchSite(f"no site {name!r} here; {nearest(name, shapes)}")
     if order is None:
         order = {n: i for i, n in enumerate(shapes)}
     ordered = tuple(sorted(names, key=order.__getitem__))
@@ -133,9 +134,10 @@ def resolve_group(
 def _classify(d: Declaration, shapes: Mapping[str, Shape], uses: Mapping[str, int]) -> _Tie:
     """Bind a declaration's maps to one shape of θ and sort its entries."""
     parts = [e.site.shape(shapes[e.site.name]) for e in d.entries]
-    theta, phis = _bind(d, parts)
+    theta, phis = bind_maps(d, parts)
     bound = [_Bound(e.site, s, p) for e, s, p in zip(d.entries, parts, phis, strict=True)]
-    index = [b for b in bound if isinstance(b.phi, LinearMap) and b.phi.index() is not None]
+    indexed = {id(p): _indexed(p) for p in {id(p): p for p in phis}.values()}
+    index = [b for b in bound if indexed[id(b.phi)]]
     if len(index) == len(bound):
         return _Tie(d, theta, tuple(bound))
     rest = [b for b in bound if b not in index]
@@ -145,15 +147,17 @@ def _classify(d: Declaration, shapes: Mapping[str, Shape], uses: Mapping[str, in
     shared = _shared_source(bound)
     if shared is not None:
         source, outer = shared
-        outer_index = [
-            b for b in outer if isinstance(b.phi, LinearMap) and b.phi.index() is not None
-        ]
-        if len(outer_index) == len(outer):
+        if all(_indexed(b.phi) for b in outer):
             return _Tie(d, source.out_shape, tuple(outer), source=source)
     return _Tie(d, theta, (), dense=tuple(bound))
 
 
-def _bind(d: Declaration, parts: Sequence[Shape]) -> tuple[Shape, list[Map]]:
+def _indexed(phi: Map) -> bool:
+    """Whether a bound map is a view or given by coordinates."""
+    return isinstance(phi, LinearMap) and (phi.view() is not None or phi.index() is not None)
+
+
+def bind_maps(d: Declaration, parts: Sequence[Shape]) -> tuple[Shape, list[Map]]:
     """Every map bound, all to one shape of θ. Raises ShapeError naming two that differ."""
     cache: dict[tuple[int, Shape, Shape | None], Map] = {}
 
@@ -164,7 +168,7 @@ def _bind(d: Declaration, parts: Sequence[Shape]) -> tuple[Shape, list[Map]]:
         return cache[key]
 
     phis = [bind(e.map, s) for e, s in zip(d.entries, parts, strict=True)]
-    wanted = list(dict.fromkeys(p.in_shape for p in phis))
+    wanted = list(dict.fromkeys(p.in_shape for p in {id(p): p for p in phis}.values()))
     if len(wanted) == 1:
         return wanted[0], phis
     for theta in sorted(wanted, key=lambda s: (-numel(s), s)):
@@ -209,7 +213,7 @@ def _shared_source(bound: Sequence[_Bound]) -> tuple[Map, list[_Bound]] | None:
     outer: list[_Bound] = []
     for b in bound:
         head, rest = _split(b.phi)
-        if rest is None or (source is not None and not _alike(source, rest)):
+        if rest is None or (source is not None and not same_map(source, rest)):
             return None
         source = rest if source is None else source
         phi: Map = Same().bind(rest.out_shape)
@@ -219,14 +223,17 @@ def _shared_source(bound: Sequence[_Bound]) -> tuple[Map, list[_Bound]] | None:
     return None if source is None else (source, outer)
 
 
-def _alike(a: Map, b: Map) -> bool:
-    if type(a) is not type(b) or a.out_shape != b.out_shape or a.in_shape != b.in_shape:
+def same_map(a: Map, b: Map) -> bool:
+    """Whether two maps are of one kind with equal arguments (and shapes, where bound)."""
+    if type(a) is not type(b) or a.bound != b.bound:
+        return False
+    if a.bound and (a.out_shape, a.in_shape) != (b.out_shape, b.in_shape):
         return False
     x, y = a.arguments(), b.arguments()
     for name, value in x.items():
         other = y[name]
         if isinstance(value, Map):
-            if not (isinstance(other, Map) and _alike(value, other)):
+            if not (isinstance(other, Map) and same_map(value, other)):
                 return False
         elif isinstance(value, torch.Tensor):
             if not (isinstance(other, torch.Tensor) and torch.equal(value, other)):
@@ -252,12 +259,16 @@ class _Classes:
         self.element: dict[str | int, View] = {}
         #: views that a root must be fixed under: (root, view, tie)
         self.cycles: list[tuple[str | int, View, int]] = []
+        views: dict[int, View | None] = {}
         for i, t in enumerate(ties):
             for b in t.index:
-                assert isinstance(b.phi, LinearMap)
-                view = b.phi.view() if b.site.index is None else None
+                if id(b.phi) not in views:
+                    assert isinstance(b.phi, LinearMap)
+                    views[id(b.phi)] = b.phi.view()
+                view = views[id(b.phi)] if b.site.index is None else None
                 if view is not None:
                     self._union(b.site.name, i, view, i)
+        self.cycles = [self._at_root(*cycle) for cycle in self.cycles]
         self.members: dict[str | int, list[str | int]] = {}
         for n in self.shapes:
             self.members.setdefault(self.find(n)[0], []).append(n)
@@ -265,9 +276,12 @@ class _Classes:
     def find(self, node: str | int) -> tuple[str | int, View]:
         """The root of a node's class and the view from root to node."""
         path = []
+        start = node
         while self.parent[node] != node:
             path.append(node)
             node = self.parent[node]
+        if len(path) == 1:
+            return node, self.element[start]
         view = View.identity(len(self.shapes[node]))
         for n in reversed(path):
             view = self.element[n].after(view) if not view.is_identity else self.element[n]
@@ -287,6 +301,11 @@ class _Classes:
             self.parent[rb], self.element[rb] = ra, link if link.is_identity else link.inverse()
         else:
             self.parent[ra], self.element[ra] = rb, link
+
+    def _at_root(self, node: str | int, link: View, tie: int) -> tuple[str | int, View, int]:
+        """A cycle found at `node`, told of the root that its class ended up with."""
+        root, view = self.find(node)
+        return root, view.inverse().after(link).after(view), tie
 
 
 class _Coordinates:
@@ -411,7 +430,7 @@ class _Coordinates:
         """Owners and expressions of every site."""
         owners: dict[str, Owner] = {}
         expressions: dict[str, Expression] = {}
-        zeros: dict[str, int] = {}
+        seen: dict[tuple[str, View], Expression] = {}
         for root, members in self.classes.members.items():
             if root in self.dissolved or not isinstance(root, str):
                 continue
@@ -419,10 +438,12 @@ class _Coordinates:
             for m in members:
                 if isinstance(m, str) and m != root:
                     view = self.classes.find(m)[1]
-                    outer = Viewed(view).bind(shapes[m])
-                    expressions[m] = Expression((root,), outer)
+                    if (root, view) not in seen:
+                        outer = Viewed(view).bind(shapes[m])
+                        seen[root, view] = Expression((root,), outer)
+                    expressions[m] = seen[root, view]
         if self.dissolved:
-            self._dissolved(shapes, owners, expressions, zeros)
+            self._dissolved(shapes, owners, expressions)
         for i, t in enumerate(self.ties):
             if t.leaves:
                 theta = self._theta(i, owners, expressions)
@@ -430,7 +451,7 @@ class _Coordinates:
                     leaf = (b.phi @ theta.outer).bind(b.shape)
                     expressions[b.site.name] = Expression(theta.owners, leaf)
         ordered = {n: owners[n] for n in names if n in owners}
-        return Group(names, ordered, expressions, zeros)
+        return Group(names, ordered, expressions)
 
     def _theta(
         self, tie: int, owners: Mapping[str, Owner], expressions: Mapping[str, Expression]
@@ -449,13 +470,12 @@ class _Coordinates:
         shapes: Mapping[str, Shape],
         owners: dict[str, Owner],
         expressions: dict[str, Expression],
-        zeros: dict[str, int],
     ) -> None:
         solved = self.solved
         real = sum(numel(self.classes.shapes[n]) for n in self.start if isinstance(n, str))
         roots = np.zeros(self.size, dtype=bool)
         roots[solved.root[:real][solved.root[:real] >= 0]] = True
-        self._check_collapse(shapes, zeros)
+        self._check_collapse(shapes)
         generators = self._generators(roots)
         for g in generators:
             roots[g.roots] = False
@@ -531,14 +551,13 @@ class _Coordinates:
         names = tuple(self.owner_names[k] for k in used.tolist())
         return Expression(names, Indexed.of(index, shape))
 
-    def _check_collapse(self, shapes: Mapping[str, Shape], zeros: dict[str, int]) -> None:
+    def _check_collapse(self, shapes: Mapping[str, Shape]) -> None:
         s = self.solved
         for node, start in self.start.items():
             stop = start + numel(self.classes.shapes[node])
             constant = s.root[start:stop] < 0
             if not isinstance(node, str) or not constant.any():
                 continue
-            forced = constant & ~s.fixed[start:stop]
             if constant.all() and not s.fixed[start:stop].any():
                 touching = [
                     str(t.declaration) for t in self.ties if node in t.declaration.names
@@ -548,9 +567,6 @@ class _Coordinates:
                     f"constant that nobody fixed:\n  " + "\n  ".join(touching) + "\nremove one "
                     "of them, or say so with Fixed(value)"
                 )
-            for m in self.classes.members[node]:
-                if isinstance(m, str) and forced.any():
-                    zeros[m] = int(forced.sum())
 
     def _generators(self, roots: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> list[Generator]:
         s = self.solved

@@ -1,4 +1,4 @@
-"""Free values from site values: at their own places, by least squares, and what is left over."""
+"""Free values from site values: from their own places, or by least squares; and residuals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Known", "first", "mean", "plan_of", "residuals"]
 
 @dataclass(frozen=True)
 class Known:
-    """Free values by owner, and which owners the given sites determine wholly."""
+    """Free values by owner, and the owners that the given sites leave (partly) open."""
 
     thetas: dict[str, Tensor]
     missing: tuple[str, ...]
@@ -27,46 +27,51 @@ class Known:
 def plan_of(group: Group, shapes: Mapping[str, Shape]) -> Plan:
     """One group as a plan of its own."""
     local = {n: tuple(shapes[n]) for n in group.names}
-    return make_plan(local, group.owners, group.expressions, (group.names,), group.zeros)
+    return make_plan(local, group.owners, group.expressions, (group.names,))
 
 
-def first(group: Group, given: Mapping[str, Tensor]) -> Known:
-    """Each free value from the first place, in traversal order, that holds it in `given`."""
+def first(
+    group: Group, given: Mapping[str, Tensor], held: Mapping[str, Tensor] | None = None
+) -> Known:
+    """Each free value from the first place, in traversal order, that holds it in `given`.
+
+    What `given` leaves open is taken from the free values `held`, and is zero without them.
+    """
     roots: dict[str, Tensor] = {}
-    open_: dict[str, Tensor] = {}  # which roots are still unknown, by owner
+    left: dict[str, Tensor] = {}  # which roots are still unknown, by owner
     for o, owner in group.owners.items():
         if o in given and o not in group.expressions:
             roots[o] = given[o].reshape(-1)
-        else:
-            open_[o] = torch.ones(numel(owner.roots), dtype=torch.bool)
+            continue
+        left[o] = torch.ones(numel(owner.roots), dtype=torch.bool)
+        if held is not None and o in held:
+            roots[o] = owner.values(held[o]).reshape(-1)
     for name in group.names:
-        if not open_:
+        if not left:
             break
-        if name not in given or name not in group.expressions:
+        e = group.expressions.get(name)
+        if e is None or name not in given or not any(o in left for o in e.owners):
             continue
-        e = group.expressions[name]
-        if not any(o in open_ for o in e.owners):
-            continue
-        value = given[name].reshape(-1)
         found, seen = _invert(e.outer, given[name])
         start = 0
         for o in e.owners:
             size = numel(group.owners[o].roots)
-            if o in open_:
-                new = seen[start : start + size] & open_[o]
-                held = roots.get(o, value.new_zeros(size))
-                roots[o] = torch.where(new.to(value.device), found[start : start + size], held)
-                open_[o] &= ~new
-                if not bool(open_[o].any()):
-                    del open_[o]
+            if o in left:
+                new = seen[start : start + size] & left[o]
+                before = roots[o] if o in roots else found.new_zeros(size)
+                chosen = found[start : start + size]
+                roots[o] = torch.where(new.to(found.device), chosen, before.to(found))
+                left[o] &= ~new
+                if not bool(left[o].any()):
+                    del left[o]
             start += size
     thetas = {}
-    for o, owner in group.owners.items():
-        if o in roots:
-            own = roots[o].reshape(owner.roots)
-            theta = own if owner.source is None else owner.source.lift(own)
-            thetas[o] = theta.reshape(owner.shape)
-    return Known(thetas, tuple(open_))
+    for o, values in roots.items():
+        owner = group.owners[o]
+        own = values.reshape(owner.roots)
+        theta = own if owner.source is None else owner.source.lift(own)
+        thetas[o] = theta.reshape(owner.shape)
+    return Known(thetas, tuple(left))
 
 
 def _invert(outer: Map, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,26 +110,38 @@ def residuals(phis: Sequence[Map], values: Sequence[Tensor]) -> list[float]:
     if len(values) == 0 or any(v.is_meta for v in values):
         return [float("nan")] * len(values)
     best = _best(phis, values)
+    expanded: dict[int, Tensor] = {}
     found = []
     for phi, value in zip(phis, values, strict=True):
-        away = (phi.expand(best) - value).abs()
-        found.append(float(away.max()) if away.numel() else 0.0)
-    return found
+        if id(phi) not in expanded:
+            expanded[id(phi)] = phi.expand(best)
+        away = expanded[id(phi)] - value
+        found.append(away.abs().max() if away.numel() else away.sum())
+    return [float(x) for x in found]
 
 
 def _best(phis: Sequence[Map], values: Sequence[Tensor]) -> Tensor:
-    linear = [p for p in phis if isinstance(p, LinearMap)]
-    diagonals = [p.gram_diagonal() for p in linear]
-    if len(linear) < len(phis) or any(d is None for d in diagonals):
+    distinct = {id(p): p for p in phis}
+    diagonals = {
+        k: p.gram_diagonal() if isinstance(p, LinearMap) else None for k, p in distinct.items()
+    }
+    theta = phis[0].in_shape
+    if any(d is None for d in diagonals.values()):
         flat = torch.cat([v.reshape(-1) for v in values])
         whole = phis[0] if len(phis) == 1 else stack(phis)
-        return whole.lift(flat.reshape(whole.out_shape)).reshape(phis[0].in_shape)
-    pulled = torch.zeros(phis[0].in_shape, dtype=values[0].dtype, device=values[0].device)
-    weight = torch.zeros(numel(phis[0].in_shape), dtype=torch.float64)
-    for phi, value, diagonal in zip(linear, values, diagonals, strict=True):
-        offset = phi.offset
-        pulled = pulled + phi.adjoint(value if offset is None else value - offset.to(value))
+        return whole.lift(flat.reshape(whole.out_shape)).reshape(theta)
+    pulled = torch.zeros(theta, dtype=values[0].dtype, device=values[0].device)
+    weight = torch.zeros(numel(theta), dtype=torch.float64)
+    for key, phi in distinct.items():
+        mine = [v for v, p in zip(values, phis, strict=True) if id(p) == key]
+        total = mine[0] if len(mine) == 1 else mine[0].clone()
+        for more in mine[1:]:
+            total += more
+        diagonal = diagonals[key]
+        assert isinstance(phi, LinearMap)
         assert diagonal is not None
-        weight += diagonal
-    per = weight.reshape(phis[0].in_shape).to(pulled)
-    return torch.where(per > 0, pulled / per.clamp(min=1e-30), 0.0)
+        offset = phi.offset
+        pulled += phi.adjoint(total if offset is None else total - len(mine) * offset.to(total))
+        weight += len(mine) * diagonal
+    per = weight.reshape(theta).to(pulled.device)
+    return torch.where(per > 0, pulled / per.clamp(min=1e-30).to(pulled.dtype), 0.0)

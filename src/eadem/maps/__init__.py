@@ -2,6 +2,17 @@
 
 from .base import LinearMap as LinearMap
 from .base import Map as Map
+from .nonlinear import Bounded as Bounded
+from .nonlinear import Function as Function
+from .nonlinear import Positive as Positive
+from .structured import Fixed as Fixed
+from .structured import Gather as Gather
+from .structured import Local1d as Local1d
+from .structured import Local2d as Local2d
+from .structured import Palindrome as Palindrome
+from .structured import Subspace as Subspace
+from .structured import Toeplitz1d as Toeplitz1d
+from .structured import Toeplitz2d as Toeplitz2d
 from .view import Affine as Affine
 from .view import Flip as Flip
 from .view import Permute as Permute

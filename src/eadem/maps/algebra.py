@@ -168,10 +168,16 @@ class Stack(_Over):
         return LinearStack(tuple(parts)).bind(self.out_shape)
 
     def lift(self, values: Tensor) -> Tensor:
-        """The mean of the parts' lifts (for equal non-linear maps that is the natural mean)."""
+        """For each free value the mean of the lifts of the parts that use it (for equal
+        non-linear maps that is the natural mean).
+        """
         pieces = zip(self.parts, self._outputs(values), strict=True)
-        lifted = [p.lift(v).reshape(-1) for p, v in pieces]
-        return torch.stack(lifted).mean(0)
+        lifted = torch.stack([p.lift(v).reshape(-1) for p, v in pieces])
+        used = torch.stack([_uses(p, t) for p, t in zip(self.parts, lifted, strict=True)])
+        weight = used.to(lifted)
+        count = weight.sum(0)
+        mean = (weight * lifted).sum(0) / count.clamp(min=1)
+        return torch.where(count > 0, mean, lifted.mean(0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,6 +212,12 @@ class LinearStack(_SeveralLinear, _Over):
     def index(self) -> Index | None:
         """The parts' coordinates, one after the other."""
         return _joined([p.index() for p in self.parts], None, self._columns())
+
+
+def _uses(part: Map, theta: Tensor) -> Tensor:
+    """Which free values the value of `part` depends on at flat θ, as far as that is known."""
+    index = part.linearize(theta.reshape(part.in_shape)).index()
+    return torch.ones(theta.numel(), dtype=torch.bool) if index is None else index.used()
 
 
 def _joined(found: list[Index | None], starts: list[int] | None, size: int) -> Index | None:

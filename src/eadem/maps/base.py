@@ -18,17 +18,18 @@ tensor([3., 2., 1.])
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator, lsmr
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from eadem.errors import ShapeError, TooLarge
 
@@ -45,6 +46,7 @@ __all__ = [
     "Map",
     "Shape",
     "numel",
+    "outside",
 ]
 
 Shape = tuple[int, ...]
@@ -52,10 +54,28 @@ Shape = tuple[int, ...]
 #: Largest side of a matrix that Eadem builds on its own (a 4096 × 4096 float64 is 128 MB).
 DENSE_LIMIT = 4096
 
+#: Singular values below this fraction of the largest count as zero, in `rank` and in `lift`.
+RANK_RTOL = 1e-10
+
 
 def numel(shape: Sequence[int]) -> int:
     """Number of values in a tensor of `shape`."""
     return math.prod(shape)
+
+
+@contextmanager
+def outside() -> Iterator[None]:
+    """Where constants are made: outside autograd, inference mode and torch.func transforms.
+
+    A tensor made inside would be an inference tensor, or carry a level of a transform that
+    has ended by the time it is used again.
+    """
+    with (
+        temporarily_clear_interpreter_stack(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+    ):
+        yield
 
 
 class Constant:
@@ -68,7 +88,7 @@ class Constant:
     __slots__ = ("copies", "master")
 
     def __init__(self, value: Tensor) -> None:
-        with torch.inference_mode(False), torch.no_grad():
+        with outside():
             master = value.detach().cpu().contiguous()
             self.master = master.clone() if master.is_inference() else master
         self.copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
@@ -83,7 +103,7 @@ class Constant:
             return found
         if torch.compiler.is_compiling():
             return self.master.to(device=device, dtype=dtype)
-        with torch.inference_mode(False):
+        with outside():
             found = self.master.to(device=device, dtype=dtype)
         if type(found) is Tensor and device.type != "meta":
             self.copies[device, dtype] = found
@@ -101,8 +121,12 @@ class Map:
     """Any map from θ to a site's value, linear or not. Subclasses are frozen dataclasses.
 
     Dataclass fields are the map's arguments; they are what a record stores. `in_shape`
-    (of θ) and `out_shape` (of the site) exist once the map is bound.
+    (of θ) and `out_shape` (of the site) exist once the map is bound. A map never changes, so
+    a copy of a model shares its maps.
     """
+
+    #: Whether W[i] is a non-linear function of θ[i] alone.
+    elementwise: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_bound", None)
@@ -117,16 +141,23 @@ class Map:
         `in_shape` asks for that shape of θ. Raises ShapeError where the map cannot give it.
         """
         out = tuple(int(n) for n in out_shape)
-        inferred = tuple(self.infer(out))
-        if in_shape is not None and tuple(in_shape) != inferred:
-            raise ShapeError(
-                f"{self!r} takes θ of shape {inferred} to a site of shape {out}, but the tie's "
-                f"θ has shape {tuple(in_shape)}; use a map that joins these shapes"
-            )
-        bound = copy.copy(self)
-        object.__setattr__(bound, "_bound", (inferred, out))
-        bound._prepare()
+        asked = None if in_shape is None else tuple(int(n) for n in in_shape)
+        bound = object.__new__(type(self))
+        bound.__dict__.update(self.__dict__)
+        object.__setattr__(bound, "_bound", (self._join(out, asked), out))
+        with outside():
+            bound._prepare()
         return bound
+
+    def _join(self, out_shape: Shape, in_shape: Shape | None) -> Shape:
+        """The shape of θ for `out_shape`, where `in_shape` is asked for. Raises ShapeError."""
+        inferred = tuple(self.infer(out_shape))
+        if in_shape is not None and in_shape != inferred:
+            raise ShapeError(
+                f"{self!r} takes θ of shape {inferred} to a site of shape {out_shape}, but the "
+                f"tie's θ has shape {in_shape}; use a map that joins these shapes"
+            )
+        return inferred
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # a map is immutable; copies of a model share it
@@ -185,17 +216,21 @@ class Map:
         """The constructor arguments, by name: what a record stores."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
+        """The map that has these `arguments()`."""
+        return cls(**arguments)
+
 
 def _rebuild(
     kind: type[Map], arguments: dict[str, Any], bound: tuple[Shape, Shape] | None
 ) -> Map:
     """A map from what `__reduce__` gave: its constants are made again, not stored."""
-    found = object.__new__(kind)
-    for name, value in arguments.items():
-        object.__setattr__(found, name, value)
-    object.__setattr__(found, "_bound", bound)
+    found = kind.from_arguments(arguments)
     if bound is not None:
-        found._prepare()
+        object.__setattr__(found, "_bound", bound)
+        with outside():
+            found._prepare()
     return found
 
 
@@ -253,22 +288,29 @@ class LinearMap(Map):
 
     def lift(self, values: Tensor) -> Tensor:
         """The θ of least ‖Aθ + b − values‖, of least norm where it is not unique."""
+        index = self.index()
+        if index is not None:
+            return index.lift(values.reshape(-1)).reshape(self.in_shape)
+        wide = values.to(torch.promote_types(values.dtype, torch.float64))
         offset = self.offset
-        target = values if offset is None else values - offset.to(values)
+        target = wide if offset is None else wide - offset.to(wide)
         diagonal = self.gram_diagonal()
         if diagonal is not None:
-            pulled = self.adjoint(target)
-            weight = diagonal.reshape(self.in_shape).to(pulled)
-            return torch.where(weight > 0, pulled / weight.clamp(min=1e-300), 0.0)
-        return _least_norm(self, target)
+            weight = diagonal.to(wide.device).reshape(self.in_shape)
+            pulled = self.adjoint(target) / torch.where(weight > 0, weight, torch.inf)
+            return pulled.to(values.dtype)
+        return _least_norm(self, target).to(values)
 
     @property
     def rank(self) -> int:
-        """The dimension of range(A). Numerical, relative tolerance 1e-10, where not derived."""
+        """The dimension of range(A). Numerical, to RANK_RTOL, where it is not derived."""
+        index = self.index()
+        if index is not None:
+            return int(index.used().sum())
         diagonal = self.gram_diagonal()
         if diagonal is not None:
             return int((diagonal > 0).sum())
-        return int(torch.linalg.matrix_rank(self.dense(), rtol=1e-10))
+        return int(torch.linalg.matrix_rank(self.dense(), rtol=RANK_RTOL))
 
     def dense(self) -> Tensor:
         """A as a float64 matrix (numel(out_shape), numel(in_shape)). Raises TooLarge."""
@@ -280,9 +322,10 @@ class LinearMap(Map):
             )
         if columns == 0:
             return torch.zeros(rows, 0, dtype=torch.float64)
-        eye = torch.eye(columns, dtype=torch.float64)
-        images = [self.forward(row.reshape(self.in_shape)).reshape(-1) for row in eye]
-        return torch.stack(images, dim=1)
+        with outside():
+            eye = torch.eye(columns, dtype=torch.float64)
+            images = [self.forward(row.reshape(self.in_shape)).reshape(-1) for row in eye]
+            return torch.stack(images, dim=1)
 
     def linearize(self, theta: Tensor) -> LinearMap:
         """The map itself: it is linear everywhere."""
@@ -302,7 +345,7 @@ def _least_norm(phi: LinearMap, target: Tensor) -> Tensor:
     rows, columns = numel(phi.out_shape), numel(phi.in_shape)
     flat = target.detach().to(torch.float64).cpu().reshape(-1)
     if rows * columns <= DENSE_LIMIT**2:
-        theta = torch.linalg.pinv(phi.dense(), rtol=1e-12) @ flat
+        theta = torch.linalg.pinv(phi.dense(), rtol=RANK_RTOL) @ flat
     else:
 
         def matvec(v: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -331,10 +374,13 @@ class Composed(Map):
         """The inner map's θ, for the site that the outer map's θ is."""
         return self.inner.infer(self.outer.infer(out_shape))
 
+    def _join(self, out_shape: Shape, in_shape: Shape | None) -> Shape:
+        return self.inner._join(self.outer.infer(out_shape), in_shape)
+
     def _prepare(self) -> None:
         outer = self.outer.bind(self.out_shape)
         object.__setattr__(self, "outer", outer)
-        object.__setattr__(self, "inner", self.inner.bind(outer.in_shape))
+        object.__setattr__(self, "inner", self.inner.bind(outer.in_shape, self.in_shape))
 
     def expand(self, theta: Tensor) -> Tensor:
         """outer.expand(inner.expand(θ))."""
@@ -343,19 +389,22 @@ class Composed(Map):
     def linearize(self, theta: Tensor) -> LinearMap:
         """The chain rule: outer's linear map at inner's value, after inner's at θ."""
         inner = self.inner.linearize(theta)
-        return LinearComposed(self.outer.linearize(self.inner.expand(theta)), inner).bind(
-            self.out_shape
-        )
+        outer = self.outer.linearize(self.inner.expand(theta))
+        return LinearComposed(outer, inner).bind(self.out_shape, self.in_shape)
 
     def lift(self, values: Tensor) -> Tensor:
-        """Lifted through the outer map, then through the inner one."""
+        """Lifted through the outer map, then through the inner one: nearest in the values
+        between the two.
+        """
         return self.inner.lift(self.outer.lift(values))
 
 
 @dataclass(frozen=True, eq=False)
 class LinearComposed(LinearMap):
-    """outer ∘ inner of two linear maps. Index maps compose to one before they are lifted,
-    since (AB)⁺ is not B⁺A⁺.
+    """outer ∘ inner of two linear maps.
+
+    Two views compose to one view, two index maps to one index: neither runs twice, and the
+    lift is that of the whole, since (AB)⁺ is not B⁺A⁺.
     """
 
     outer: LinearMap
@@ -365,32 +414,65 @@ class LinearComposed(LinearMap):
         """The inner map's θ, for the site that the outer map's θ is."""
         return self.inner.infer(self.outer.infer(out_shape))
 
+    def _join(self, out_shape: Shape, in_shape: Shape | None) -> Shape:
+        return self.inner._join(self.outer.infer(out_shape), in_shape)
+
     def _prepare(self) -> None:
         outer = self.outer.bind(self.out_shape)
-        inner = self.inner.bind(outer.in_shape)
+        inner = self.inner.bind(outer.in_shape, self.in_shape)
+        a, b = outer.view(), inner.view()
         object.__setattr__(self, "outer", outer)
         object.__setattr__(self, "inner", inner)
-        a, b = outer.index(), inner.index()
-        index = None if a is None or b is None else a.after(b)
-        object.__setattr__(self, "_coordinates", index)
+        object.__setattr__(self, "_element", None if a is None or b is None else a.after(b))
+        self.__dict__.pop("_coordinates", None)
 
     def index(self) -> Index | None:
-        """The composed coordinates, or None where one of the two has none."""
+        """The composed coordinates, computed once; None where one of the two has none."""
         self._shapes()
+        if "_coordinates" not in self.__dict__:
+            element = self.view()
+            with outside():
+                if element is not None:
+                    found: Index | None = element.index(self.in_shape)
+                else:
+                    a, b = self.outer.index(), self.inner.index()
+                    found = None if a is None or b is None else a.after(b)
+            object.__setattr__(self, "_coordinates", found)
         index: Index | None = self.__dict__["_coordinates"]
         return index
 
     def view(self) -> View | None:
         """The composed element, or None where one of the two is none."""
-        a, b = self.outer.view(), self.inner.view()
-        return None if a is None or b is None else a.after(b)
+        self._shapes()
+        element: View | None = self.__dict__["_element"]
+        return element
 
     def forward(self, theta: Tensor) -> Tensor:
         """outer.forward(inner.forward(θ))."""
+        view = self.view()
+        if view is not None:
+            return view.linear(theta)
+        index = self.index()
+        if index is not None:
+            return index.forward(theta.reshape(-1)).reshape(self.out_shape)
         return self.outer.forward(self.inner.forward(theta))
+
+    def expand(self, theta: Tensor) -> Tensor:
+        """outer.expand(inner.expand(θ))."""
+        view = self.view()
+        if view is not None:
+            return view.expand(theta)
+        index = self.index()
+        if index is not None:
+            return index.expand(theta.reshape(-1)).reshape(self.out_shape)
+        return self.outer.expand(self.inner.expand(theta))
 
     def adjoint(self, grad: Tensor) -> Tensor:
         """inner.adjoint(outer.adjoint(grad))."""
+        if self.view() is None:
+            index = self.index()
+            if index is not None:
+                return index.adjoint(grad.reshape(-1)).reshape(self.in_shape)
         return self.inner.adjoint(self.outer.adjoint(grad))
 
     @property

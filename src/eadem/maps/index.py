@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from eadem.errors import ShapeError
-from eadem.maps.base import Constant, LinearMap, Shape, numel
+from eadem.maps.base import Constant, LinearMap, Shape, numel, outside
 
 __all__ = ["Index", "IndexMap", "Indexed", "Reshape"]
 
@@ -75,7 +75,8 @@ class Index:
     def plan(self) -> _Plan:
         """The prepared arrays that `forward` and `adjoint` use."""
         if self._forward is None:
-            self._forward = _Plan(self)
+            with outside():
+                self._forward = _Plan(self)
         return self._forward
 
     def forward(self, theta: Tensor) -> Tensor:
@@ -95,6 +96,51 @@ class Index:
         live = self.position >= 0
         total = torch.zeros(self.size, dtype=torch.float64)
         return total.index_add_(0, self.position[live], self.scales()[live] ** 2)
+
+    def _live(self) -> Tensor | None:
+        """The coordinates that depend on θ, or None where all do."""
+        live = self.position >= 0
+        return None if bool(live.all()) else live.nonzero().reshape(-1)
+
+    def used(self) -> Tensor:
+        """Which free values some coordinate uses, bool (size,)."""
+        live = self._live()
+        position = self.position if live is None else self.position[live]
+        return torch.zeros(self.size, dtype=torch.bool).index_fill_(0, position, True)
+
+    def lift(self, values: Tensor) -> Tensor:
+        """The least-squares θ for `values` (n,); zero where a free value is not used.
+
+        What one coordinate of each free value says, corrected by the least squares of what is
+        left: values that come from a θ give it back exactly where the scale is a power of two.
+        """
+        wide = values.to(torch.promote_types(values.dtype, torch.float64))
+        device = wide.device
+        place = self._live()
+        source = self.position if place is None else self.position[place]
+        repeated = source.numel() > int(self.used().sum())
+        if repeated:
+            everywhere = torch.arange(len(self)) if place is None else place
+            first = torch.full((self.size,), len(self))
+            first.scatter_reduce_(0, source, everywhere, "amin")
+            source = (first < len(self)).nonzero().reshape(-1)
+            place = first[source]
+
+        def at(whole: Tensor) -> Tensor:
+            return whole if place is None else whole.index_select(0, place.to(whole.device))
+
+        said = at(wide)
+        if self.shift is not None:
+            said = said - at(self.shift).to(device)
+        if self.scale is not None:
+            said = said / at(self.scale).to(device)
+        source = source.to(device)
+        theta = wide.new_zeros(self.size).index_copy_(0, source, said)
+        if repeated:
+            weight = self.gram_diagonal()
+            weight = torch.where(weight > 0, weight, torch.inf).to(device)
+            theta = theta + self.adjoint(wide - self.expand(theta)) / weight
+        return theta.to(values.dtype)
 
     def after(self, inner: Index) -> Index:
         """The index of `self ∘ inner`: inner is applied to θ first."""
@@ -189,7 +235,9 @@ class IndexMap(LinearMap):
         """The coordinates of the bound map, computed once."""
         found: Index | None = self.__dict__.get("_coordinates")
         if found is None:
-            found = self._index()
+            self._shapes()
+            with outside():
+                found = self._index()
             object.__setattr__(self, "_coordinates", found)
         return found
 

@@ -7,9 +7,11 @@ looking at a coordinate.
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -44,10 +46,11 @@ class View:
     scale: float = 1.0
     shift: float = 0.0
 
-    @classmethod
-    def identity(cls, ndim: int) -> View:
+    @staticmethod
+    @functools.cache
+    def identity(ndim: int) -> View:
         """The element that changes nothing."""
-        return cls(tuple(range(ndim)), (False,) * ndim)
+        return View(tuple(range(ndim)), (False,) * ndim)
 
     @property
     def reorders(self) -> bool:
@@ -104,10 +107,9 @@ class View:
         size = numel(in_shape)
         position = torch.arange(size).reshape(tuple(in_shape))
         position = self.reorder(position).reshape(-1)
-        scale = None if self.scale == 1.0 else torch.full((size,), self.scale).double()
-        if scale is not None:
-            scale.fill_(self.scale)
-        shift = None
+        scale = shift = None
+        if self.scale != 1.0:
+            scale = torch.full((size,), self.scale, dtype=torch.float64)
         if self.shift != 0.0:
             shift = torch.full((size,), self.shift, dtype=torch.float64)
         return Index(position, size, scale, shift)
@@ -151,6 +153,16 @@ class ViewMap(IndexMap):
         view = self.view()
         back = View(view.perm, view.flips).inverse().reorder(grad)
         return back if view.scale == 1.0 else back * view.scale
+
+    def lift(self, values: Tensor) -> Tensor:
+        """The shift taken away, the scale divided out, the axes moved back."""
+        view = self.view()
+        if view.shift != 0.0:
+            values = values - view.shift
+        if view.scale != 1.0:
+            values = values / view.scale
+        back = View(view.perm, view.flips).inverse().reorder(values)
+        return back.clone(memory_format=torch.contiguous_format)
 
     @property
     def offset(self) -> Tensor | None:
@@ -253,6 +265,11 @@ class Flip(ViewMap):
     def __init__(self, *dims: int) -> None:
         super().__post_init__()
         object.__setattr__(self, "dims", tuple(dims) or (-1,))
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
+        """The map that has these `arguments()`."""
+        return cls(*arguments["dims"])
 
     def _view(self, ndim: int) -> View:
         return _with(range(ndim), [axis(d, ndim, self) for d in self.dims])

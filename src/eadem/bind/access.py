@@ -1,0 +1,350 @@
+"""Reading and writing at a site: a property on a generated subclass of the module's class.
+
+The subclass has the name, module and behaviour of the class it stands for. A site that only
+views another parameter's axes is read straight from it; any other is computed, once per
+forward of the model that was tied. Values are kept across nothing longer than that.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from eadem.bind.group import LINKS, ORDER, Link, refuse_alone
+from eadem.bind.written import SiteValue, assign
+from eadem.errors import TieBroken, Unsupported
+from eadem.maps.view import View, ViewMap
+
+__all__ = ["base_class", "dress", "enter_forward", "leave_forward", "undress"]
+
+OWNER = "_eadem_owner_"
+
+
+class Spec(NamedTuple):
+    """One property of a generated class; `view` None: computed through the link."""
+
+    attr: str
+    owner: str | None = None
+    view: View | None = None
+
+
+class _Frames(threading.local):
+    """The values computed in the forward that is running in this thread, if one is."""
+
+    values: dict[int, tuple[Tensor, list[Any]]] | None = None
+    depth = 0
+
+
+_frames = _Frames()
+
+
+def enter_forward(module: nn.Module, args: Any) -> None:
+    """Forward pre-hook: from here on, a computed site is kept."""
+    if torch.compiler.is_compiling():
+        return
+    if _frames.depth == 0:
+        _frames.values = {}
+    _frames.depth += 1
+
+
+def leave_forward(module: nn.Module, args: Any, output: Any) -> None:
+    """Forward hook, also after an error: what was kept is dropped."""
+    if torch.compiler.is_compiling():
+        return
+    _frames.depth = max(0, _frames.depth - 1)
+    if _frames.depth == 0:
+        _frames.values = None
+
+
+def read(link: Link) -> Tensor:
+    """A computed site's value: fresh, or the one that this forward has computed already."""
+    if torch.compiler.is_compiling():
+        return link.compute()
+    kept = _frames.values
+    if kept is None:
+        return _outside(link)
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        return link.compute()  # activation checkpointing must see the same work twice
+    state: list[Any] = [torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
+    for p in link.parameters():
+        state += (p, None if p.is_inference() else p._version)
+    found = kept.get(id(link))
+    if found is not None and all(
+        a is b or (type(a) is int and a == b) for a, b in zip(found[1], state, strict=True)
+    ):
+        return found[0]
+    value = link.compute()
+    kept[id(link)] = (value, state)
+    return value
+
+
+def _outside(link: Link) -> Tensor:
+    value = link.compute()
+    if type(value) is not Tensor or torch._C._functorch.peek_interpreter_stack() is not None:
+        return value
+    if torch._C._get_tracing_state() is not None:
+        return value
+    return SiteValue.of(value, link)
+
+
+def _getter(spec: Spec, key: str) -> Callable[[nn.Module], Tensor]:
+    attr, owner, view = spec
+    if owner is None or view is None:
+
+        def get(self: nn.Module) -> Tensor:
+            try:
+                return read(self.__dict__[LINKS][attr])
+            except (AttributeError, KeyError) as e:
+                raise _broken(self, attr) from e
+
+    elif view.is_identity:
+
+        def get(self: nn.Module) -> Tensor:
+            try:
+                return self.__dict__[key]._parameters[owner]  # type: ignore[no-any-return]
+            except (AttributeError, KeyError) as e:
+                raise _broken(self, attr) from e
+
+    elif view.perm == (1, 0):
+
+        def get(self: nn.Module) -> Tensor:
+            try:
+                return self.__dict__[key]._parameters[owner].t()  # type: ignore[no-any-return]
+            except (AttributeError, KeyError) as e:
+                raise _broken(self, attr) from e
+
+    else:
+        perm = view.perm
+
+        def get(self: nn.Module) -> Tensor:
+            try:
+                return self.__dict__[key]._parameters[owner].permute(perm)  # type: ignore[no-any-return]
+            except (AttributeError, KeyError) as e:
+                raise _broken(self, attr) from e
+
+    return get
+
+
+def _broken(module: nn.Module, attr: str) -> TieBroken:
+    link: Link | None = module.__dict__.get(LINKS, {}).get(attr)
+    what = f"{type(module).__name__}.{attr}" if link is None else repr(link.key)
+    owners = "" if link is None else f" ({', '.join(link.expression.owners)})"
+    return TieBroken(
+        f"the value of {what} cannot be read: a parameter that it is tied to{owners} is gone. "
+        "Something deleted or replaced it; untie before removing a parameter"
+    )
+
+
+def _set(self: Any, name: str, value: Any) -> None:
+    link = self.__dict__.get(LINKS, {}).get(name)
+    if link is None:
+        base_class(self).__setattr__(self, name, value)
+        return
+    own = self._parameters.get(name)
+    if own is not None and isinstance(value, Tensor) and value.shape == own.shape:
+        self._parameters[name] = value
+        return
+    assign(link, value)
+
+
+def _delete(self: Any, name: str) -> None:
+    link = self.__dict__.get(LINKS, {}).get(name)
+    if link is not None:
+        raise TieBroken(f"{link.key!r} is tied and cannot be deleted; untie it first")
+    base_class(self).__delattr__(self, name)
+
+
+def _apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+    base: Any = base_class(self)
+    moved = base._apply(self, fn, recurse)
+    for link in self.__dict__[LINKS].values():
+        if link.like is not None:
+            link.like = fn(link.like)
+        for key in link.group.resolved.owners:
+            module, attr = link.group.places[key]
+            p = module._parameters.get(attr)
+            if p is None or module is self:
+                continue
+            probe = torch.empty(0, dtype=p.dtype, device=p.device)
+            after = fn(probe)
+            if after.dtype != p.dtype or after.device != p.device:
+                alone = nn.Module()
+                alone._parameters[attr] = p
+                nn.Module._apply(alone, fn, False)
+                module._parameters[attr] = alone._parameters[attr]
+    return moved
+
+
+def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
+    links: dict[str, Link] = self.__dict__[LINKS]
+    inside = all(
+        any(m is self or id(m) in memo for m in link.group.scope) for link in links.values()
+    )
+    kind: Any = type(self) if inside else base_class(self)
+    new = kind.__new__(kind)
+    memo[id(self)] = new
+    if inside:
+        for key, value in self.__dict__.items():
+            new.__dict__[key] = copy.deepcopy(value, memo)
+        return new
+    kept = {k: v for k, v in self.__dict__.items() if not k.startswith("_eadem")}
+    flat = kept.pop("_flat_weights", None)
+    own = kept.pop("_parameters")
+    new.__dict__["_parameters"] = {}
+    for key, value in kept.items():
+        new.__dict__[key] = copy.deepcopy(value, memo)
+    for attr in _ordered(self):
+        link = links.get(attr)
+        if link is None:
+            new._parameters[attr] = copy.deepcopy(own[attr], memo)
+        else:
+            with torch.no_grad():
+                value = link.compute().detach().clone()
+            grad = any(p.requires_grad for p in link.parameters()) or not link.sources
+            new._parameters[attr] = nn.Parameter(value, requires_grad=grad)
+    if flat is not None or isinstance(new, nn.RNNBase):
+        new._init_flat_weights()
+    return new
+
+
+def _ordered(module: nn.Module) -> list[str]:
+    names = list(module.__dict__.get(ORDER, ()))
+    return names + [a for a in module._parameters if a not in names]
+
+
+def _reduce(self: Any, protocol: Any) -> Any:
+    link = next(iter(self.__dict__[LINKS].values()))
+    if not any(m is self for m in link.group.scope):
+        refuse_alone(repr(link.key))
+    state = self.__dict__
+    if getattr(base_class(self), "__getstate__", None) is not getattr(
+        object, "__getstate__", None
+    ):
+        state = self.__getstate__()
+    return (_rebuild, (base_class(self), _specs(type(self))), state)
+
+
+def _rebuild(base: type[nn.Module], specs: tuple[Spec, ...]) -> nn.Module:
+    hashable: Any = base
+    kind: Any = _dressed_class(hashable, specs)
+    rebuilt: nn.Module = kind.__new__(kind)
+    return rebuilt
+
+
+def _load(self: Any, state: Any, prefix: str, *rest: Any) -> None:
+    # Whole groups are settled by the hook on the module that contains them (bind/load.py).
+    # What is left here is a load of this one module: a derived site in full.
+    for attr, link in self.__dict__[LINKS].items():
+        key = prefix + attr
+        given = state.get(key)
+        if given is None:
+            continue
+        own = self._parameters.get(attr)
+        if own is not None and given.shape == own.shape:
+            continue
+        assign(link, given, source=key)
+        if own is None:
+            del state[key]
+        else:
+            state[key] = own.detach()
+    base_class(self)._load_from_state_dict(self, state, prefix, *rest)
+
+
+def _replicate(self: Any) -> Any:
+    link = next(iter(self.__dict__[LINKS].values()))
+    raise Unsupported(
+        f"DataParallel copies modules one by one, and {link.key!r} would lose its tie; use "
+        "DistributedDataParallel"
+    )
+
+
+def _flat_weights(self: Any) -> list[Any]:
+    return [getattr(self, n, None) for n in self._flat_weights_names]
+
+
+def _ignore(self: Any, *args: Any) -> None:
+    """cuDNN's packing of weights is left out: derived weights are not stored."""
+
+
+@functools.cache
+def _dressed_class(base: Any, specs: tuple[Spec, ...]) -> Any:
+    contents: dict[str, Any] = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "__setattr__": _set,
+        "__delattr__": _delete,
+        "__deepcopy__": _deepcopy,
+        "__reduce_ex__": _reduce,
+        "_apply": _apply,
+        "_load_from_state_dict": _load,
+        "_replicate_for_data_parallel": _replicate,
+        "_eadem_class": (base, specs),
+    }
+    for spec in specs:
+        contents[spec.attr] = property(_getter(spec, OWNER + spec.attr))
+    if issubclass(base, nn.RNNBase):
+        contents["_flat_weights"] = property(_flat_weights, _ignore)
+        contents["flatten_parameters"] = _ignore
+    kind: Any = type(base)
+    return kind(base.__name__, (base,), contents)
+
+
+def base_class(module: nn.Module) -> type[nn.Module]:
+    """The class that a module's generated class stands for, or its class."""
+    found = getattr(type(module), "_eadem_class", None)
+    return type(module) if found is None else found[0]
+
+
+def _specs(kind: type) -> tuple[Spec, ...]:
+    specs: tuple[Spec, ...] = kind._eadem_class[1]  # type: ignore[attr-defined]
+    return specs
+
+
+def _spec(attr: str, link: Link) -> Spec:
+    outer = link.expression.outer
+    if len(link.sources) == 1 and isinstance(outer, ViewMap):
+        owner = link.sources[0][2]
+        view = outer.view()
+        plain = view.scale == 1.0 and view.shift == 0.0 and not any(view.flips)
+        if owner.source is None and owner.whole and plain:
+            return Spec(attr, link.sources[0][1], view)
+    return Spec(attr)
+
+
+def dress(module: nn.Module, links: dict[str, Link]) -> None:
+    """Give a module exactly these derived sites (none: its own class back)."""
+    contents = module.__dict__
+    base: Any = base_class(module)
+    for attr in contents.get(LINKS, {}):
+        contents.pop(OWNER + attr, None)
+    if not links:
+        undress(module)
+        return
+    specs = tuple(_spec(a, links[a]) for a in sorted(links))
+    for spec in specs:
+        if spec.owner is not None:
+            contents[OWNER + spec.attr] = links[spec.attr].sources[0][0]
+    contents[LINKS] = links
+    if isinstance(module, nn.RNNBase):
+        contents.pop("_flat_weights", None)
+    module.__class__ = _dressed_class(base, specs)
+
+
+def undress(module: nn.Module) -> None:
+    """Give a module its own class back."""
+    contents = module.__dict__
+    base = base_class(module)
+    if base is type(module):
+        return
+    contents.pop(LINKS, None)
+    contents.pop(ORDER, None)
+    module.__class__ = base
+    if isinstance(module, nn.RNNBase):
+        module._init_flat_weights()

@@ -1,0 +1,191 @@
+"""Putting a resolved group onto its modules, and taking it off again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from eadem.bind.access import dress, enter_forward, leave_forward
+from eadem.bind.group import LINKS, ORDER, Link, TieGroup, marks, set_marks
+from eadem.bind.load import load_hook
+from eadem.bind.names import Sites
+from eadem.bind.optimizers import note_dead, note_resized, revive
+from eadem.maps.view import ViewMap
+
+__all__ = ["attach", "values_of"]
+
+
+def values_of(sites: Sites, names: Iterable[str]) -> dict[str, Tensor]:
+    """The present values of some sites, detached. Parameters are not copied."""
+    found = {}
+    for name in names:
+        module, attr = sites[name]
+        links = module.__dict__.get(LINKS)
+        link = links.get(attr) if links else None
+        with torch.no_grad():
+            value = module._parameters[attr] if link is None else link.compute()
+        assert value is not None
+        found[name] = value.detach()
+    return found
+
+
+@torch.no_grad()
+def attach(
+    sites: Sites,
+    old: list[TieGroup],
+    new: list[TieGroup],
+    thetas: Mapping[str, Tensor],
+    freed: Mapping[str, Tensor],
+) -> None:
+    """Replace some groups by others, which together hold the same places.
+
+    `thetas`: free values by owner name; `freed`: values by name of the sites that are tied
+    no more. Names are those of `sites`.
+    """
+    links: dict[nn.Module, dict[str, Link]] = {}
+    touched: dict[nn.Module, set[str]] = {}
+    for group in [*old, *new]:
+        for module, attr in group.places.values():
+            touched.setdefault(module, set()).add(attr)
+    for module, attrs in touched.items():
+        kept = {a: k for a, k in module.__dict__.get(LINKS, {}).items() if a not in attrs}
+        links[module] = kept
+        module.__dict__.setdefault(ORDER, _order(module))
+    grads = {id(g): _requires_grad(g) for g in old}
+    default = next(iter(grads.values()), True)
+    for name, value in freed.items():
+        module, attr = sites[name]
+        p = module._parameters.get(attr)
+        if p is None or p.shape != value.shape:
+            _store(module, attr, value.clone(), default, name)
+    for group in new:
+        requires = default if old else _requires_grad_before(group)
+        for key in group.places:
+            module, attr = group.places[key]
+            owner = group.resolved.owners.get(key)
+            if owner is None:
+                dead = module._parameters.pop(attr, None)
+                if dead is not None:
+                    e = group.resolved.expressions[key]
+                    note_dead(dead, f"{key!r} now takes its value from {list(e.owners)}")
+            else:
+                _store(module, attr, thetas[key].reshape(owner.shape), requires, key)
+    for group in new:
+        for key in group.resolved.expressions:
+            module, attr = group.places[key]
+            link = group.link(key)
+            if not link.sources:
+                link.like = thetas["\0like:" + key]
+            links[module][attr] = link
+    for module, found in links.items():
+        _reorder(module)
+        dress(module, found)
+        if not found:
+            module.__dict__.pop(ORDER, None)
+    _mark(sites, old, new)
+
+
+def _order(module: nn.Module) -> list[str]:
+    return list(module._parameters)
+
+
+def _reorder(module: nn.Module) -> None:
+    """The parameters of a module in the order they had before any tie."""
+    order = module.__dict__.get(ORDER)
+    if order is None:
+        return
+    held = module._parameters
+    wanted = [a for a in order if a in held] + [a for a in held if a not in order]
+    if list(held) != wanted:
+        items = {a: held[a] for a in wanted}
+        held.clear()
+        held.update(items)
+
+
+def _requires_grad(group: TieGroup) -> bool:
+    return any(p.requires_grad for _, p in group.owner_parameters())
+
+
+def _requires_grad_before(group: TieGroup) -> bool:
+    found = [
+        p.requires_grad for place in group.places.values() if (p := place.parameter) is not None
+    ]
+    return all(found)
+
+
+def _store(module: nn.Module, attr: str, value: Tensor, requires_grad: bool, name: str) -> None:
+    """Put a value into a module's parameter, keeping the parameter's identity."""
+    p = module._parameters.get(attr)
+    if p is None:
+        # straight into the dict: the attribute may still be a property of a generated class
+        module._parameters[attr] = nn.Parameter(value.clone(), requires_grad=requires_grad)
+        return
+    revive(p)
+    if p.shape == value.shape:
+        if not p.is_meta and not _same_memory(p, value):
+            p.copy_(value)
+        return
+    note_resized(p, f"{name!r} had shape {tuple(p.shape)} and holds {tuple(value.shape)} now")
+    p.grad = None
+    p.data = value.detach().clone().to(p.dtype)
+
+
+def _same_memory(p: Tensor, value: Tensor) -> bool:
+    return (
+        type(p.data) is Tensor
+        and p.data_ptr() == value.data_ptr()
+        and p.shape == value.shape
+        and p.stride() == value.stride()
+        and p.dtype == value.dtype
+    )
+
+
+def _mark(sites: Sites, old: list[TieGroup], new: list[TieGroup]) -> None:
+    """Write the groups on every module that contains them, with the hooks they need."""
+    gone = {id(g) for g in old}
+    for group in old:
+        for module in group.scope:
+            rest = [g for g in marks(module) if id(g) not in gone]
+            set_marks(module, rest)
+            if not rest:
+                _unhook(module)
+    for group in new:
+        group.scope = sites.ancestors(group.places)
+        for module in group.scope:
+            set_marks(module, [*marks(module), group])
+            _hook(module)
+        if _computes(group):
+            _hook_forward(group.scope[0])
+
+
+def _computes(group: TieGroup) -> bool:
+    return any(not isinstance(e.outer, ViewMap) for e in group.resolved.expressions.values())
+
+
+def _hook(module: nn.Module) -> None:
+    held = module._load_state_dict_pre_hooks
+    if not any(getattr(h, "hook", h) is load_hook for h in held.values()):
+        module.register_load_state_dict_pre_hook(load_hook)
+
+
+def _unhook(module: nn.Module) -> None:
+    for hooks in (
+        module._load_state_dict_pre_hooks,
+        module._forward_pre_hooks,
+        module._forward_hooks,
+    ):
+        ours = (load_hook, enter_forward, leave_forward)
+        for key in [k for k, h in hooks.items() if getattr(h, "hook", h) in ours]:
+            del hooks[key]
+    for key in [
+        k for k in module._forward_hooks_always_called if k not in module._forward_hooks
+    ]:
+        del module._forward_hooks_always_called[key]
+
+
+def _hook_forward(module: nn.Module) -> None:
+    if enter_forward not in module._forward_pre_hooks.values():
+        module.register_forward_pre_hook(enter_forward)
+        module.register_forward_hook(leave_forward, always_call=True)

@@ -1,0 +1,226 @@
+"""What a connected set of ties is, once bound: places in modules, and what they resolve to.
+
+Groups live on the modules themselves (in the `__dict__` of every module that contains the
+whole group), so they follow a model into wrappers, copies and pickles, and names are always
+those of the model that is asked.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from eadem._plan import Expression, Group, Owner
+from eadem._plan.site import Item
+from eadem.errors import TieBroken, Unsupported
+from eadem.maps.base import Map, Shape
+
+__all__ = ["BoundEntry", "BoundTie", "Link", "Mark", "Place", "TieGroup", "marks"]
+
+#: Key in a module's `__dict__` for the groups that it contains.
+MARK = "_eadem_scope"
+#: Key in a module's `__dict__` for its sites that are computed from elsewhere.
+LINKS = "_eadem_sites"
+#: Key in a module's `__dict__` for the order its parameters had before any tie.
+ORDER = "_eadem_order"
+
+
+class Place(NamedTuple):
+    """Where a parameter is: a module and an attribute of it."""
+
+    module: nn.Module
+    attr: str
+
+    @property
+    def parameter(self) -> nn.Parameter | None:
+        """The parameter held there, if any."""
+        return self.module._parameters.get(self.attr)
+
+
+@dataclass(eq=False)
+class BoundEntry:
+    """One site of a bound tie: a place in the group, an index into it, the map, and how far
+    the site was from the tie's range when it was tied.
+    """
+
+    key: str
+    index: tuple[Item, ...] | None
+    map: Map
+    residual: float = 0.0
+
+
+@dataclass(eq=False)
+class BoundTie:
+    """A declaration on modules."""
+
+    entries: list[BoundEntry]
+
+
+@dataclass(eq=False)
+class TieGroup:
+    """A connected set of ties: `places` and `shapes` by a key that never changes."""
+
+    places: dict[str, Place]
+    shapes: dict[str, Shape]
+    ties: list[BoundTie]
+    resolved: Group
+    scope: list[nn.Module] = field(default_factory=list)
+
+    def owner_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters that hold free values; raises TieBroken for one taken away."""
+        for key in self.resolved.owners:
+            found = self.places[key].parameter
+            if found is None:
+                raise TieBroken(
+                    f"the parameter {key!r}, which holds the free values of a tie, is gone: "
+                    "something deleted it or set it to None; untie before removing a parameter"
+                )
+            yield key, found
+
+    def link(self, key: str) -> Link:
+        """How the site `key` is computed."""
+        e = self.resolved.expressions[key]
+        sources = [(*self.places[o], self.resolved.owners[o]) for o in e.owners]
+        return Link(self, key, e, sources, self.shapes[key])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TieGroup | None:
+        inside = [m for m in self.scope if id(m) in memo]
+        if not inside:
+            return None  # part of the group is being copied without the rest
+        new = TieGroup({}, dict(self.shapes), [], self.resolved)
+        memo[id(self)] = new
+        new.scope = [memo[id(m)] for m in inside]
+        for key, place in self.places.items():
+            new.places[key] = Place(copy.deepcopy(place.module, memo), place.attr)
+        for tie in self.ties:
+            new.ties.append(BoundTie([copy.copy(e) for e in tie.entries]))
+        return new
+
+
+class Link:
+    """One derived site on its module: where its value comes from."""
+
+    __slots__ = ("expression", "group", "key", "like", "shape", "sources")
+
+    def __init__(
+        self,
+        group: TieGroup,
+        key: str,
+        expression: Expression,
+        sources: list[tuple[nn.Module, str, Owner]],
+        shape: Shape,
+    ) -> None:
+        self.group, self.key, self.expression = group, key, expression
+        self.sources, self.shape = sources, shape
+        self.like: Tensor | None = None
+
+    def owners(self) -> Iterator[tuple[str, Owner]]:
+        """The owners it reads, by key."""
+        for key, (_, _, owner) in zip(self.expression.owners, self.sources, strict=True):
+            yield key, owner
+
+    def parameters(self) -> list[Tensor]:
+        """The owners' parameters now. Raises KeyError where one is gone."""
+        return [m._parameters[a] for m, a, _ in self.sources]  # type: ignore[misc]
+
+    def compute(self) -> Tensor:
+        """The site's value now."""
+        outer = self.expression.outer
+        if len(self.sources) == 1:
+            module, attr, owner = self.sources[0]
+            theta = module._parameters[attr]
+            roots = theta if owner.source is None else owner.source.expand(theta)  # type: ignore[arg-type]
+            return outer.expand(roots.reshape(outer.in_shape))  # type: ignore[union-attr]
+        if not self.sources:
+            assert self.like is not None
+            return outer.expand(self.like)
+        parts = []
+        for module, attr, owner in self.sources:
+            theta = module._parameters[attr]
+            roots = theta if owner.source is None else owner.source.expand(theta)  # type: ignore[arg-type]
+            parts.append(roots.reshape(-1))  # type: ignore[union-attr]
+        return outer.expand(torch.cat(parts))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: getattr(self, k) for k in self.__slots__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for k, v in state.items():
+            setattr(self, k, v)
+
+
+class _Token:
+    """Pickled before a group. A pickler keeps what it has pickled alive, so a live token
+    means that a whole group is being pickled; a failed pickle leaves none behind.
+    """
+
+    __slots__ = ("__weakref__",)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        _tokens.add(self)
+        return (_Token, ())
+
+
+_tokens: WeakSet[_Token] = WeakSet()
+
+
+def refuse_alone(what: str) -> None:
+    """Raise Unsupported unless a whole group is being pickled: a derived site pickled alone
+    would drag its owner along unseen.
+    """
+    if not _tokens:
+        raise Unsupported(
+            f"{what} takes its value from a parameter elsewhere and cannot be pickled alone; "
+            "pickle a module that contains the whole tie, or copy.deepcopy the part first "
+            "(the copy is independent)"
+        )
+
+
+class Mark:
+    """The groups that a module contains. It is the first thing in the module's `__dict__`,
+    so that a pickle meets the groups before their sites.
+    """
+
+    def __init__(self, groups: list[TieGroup]) -> None:
+        self.groups = groups
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Mark:
+        new = Mark([])
+        memo[id(self)] = new
+        copies = [copy.deepcopy(g, memo) for g in self.groups]
+        new.groups = [g for g in copies if g is not None]
+        return new
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_unmark, (_Token(), self.groups))
+
+
+def _unmark(_token: _Token, groups: list[TieGroup]) -> Mark:
+    return Mark(groups)
+
+
+def marks(module: nn.Module) -> list[TieGroup]:
+    """The groups marked on one module."""
+    mark: Mark | None = module.__dict__.get(MARK)
+    return [] if mark is None else mark.groups
+
+
+def set_marks(module: nn.Module, groups: list[TieGroup]) -> None:
+    """Mark a module with exactly these groups."""
+    contents = module.__dict__
+    mark: Mark | None = contents.get(MARK)
+    if not groups:
+        contents.pop(MARK, None)
+    elif mark is not None:
+        mark.groups = groups
+    else:
+        rest = list(contents.items())
+        contents.clear()
+        contents[MARK] = Mark(groups)
+        contents.update(rest)

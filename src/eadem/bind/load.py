@@ -1,0 +1,145 @@
+"""Checkpoints: θ alone, or every site in full; settled before anything is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eadem._plan import first, mean, plan_of
+from eadem.bind.group import TieGroup, marks
+from eadem.bind.names import Sites
+from eadem.bind.written import agree
+from eadem.errors import RecordError, TieConflict
+from eadem.maps.base import numel
+
+__all__ = ["load_hook"]
+
+
+def load_hook(
+    module: nn.Module,
+    state: dict[str, Any],
+    prefix: str,
+    metadata: Any,
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> None:
+    """State-dict pre-hook of a module that contains whole groups.
+
+    For each tie a checkpoint may hold θ (as this model writes it) or the sites in full (as
+    the untied model does); in full, they are lifted. Raises TieConflict where they disagree,
+    RecordError where one tie mixes both forms.
+    """
+    groups = marks(module)
+    if not groups:
+        return
+    names = Sites(module).names
+    changes = []
+    for group in groups:
+        keys = {k: prefix + names[p] for k, p in group.places.items() if p in names}
+        if len(keys) == len(group.places):
+            changes.append(_settle(group, state, keys))
+    for drop, thetas in changes:
+        for key in drop:
+            state.pop(key, None)
+        state.update(thetas)
+
+
+def _settle(
+    group: TieGroup, state: dict[str, Any], keys: dict[str, str]
+) -> tuple[list[str], dict[str, Tensor]]:
+    """What to remove from a checkpoint and what to put there, for one group."""
+    owners = group.resolved.owners
+    given: dict[str, Tensor] = {}
+    theta_form, full_form = [], []
+    for key, name in keys.items():
+        value = state.get(name)
+        if not isinstance(value, Tensor):
+            continue
+        shape = tuple(value.shape)
+        owner = owners.get(key)
+        plain = owner is not None and owner.whole and owner.source is None
+        if shape == group.shapes[key]:
+            given[key] = value
+            if not plain:
+                full_form.append(name)
+        elif owner is not None and shape == owner.shape:
+            theta_form.append(name)
+        else:
+            wanted = f"{group.shapes[key]}"
+            if owner is not None and owner.shape != group.shapes[key]:
+                wanted += f" (the site) or {owner.shape} (its free values)"
+            raise RecordError(
+                f"the checkpoint holds {name!r} with shape {shape}; its tie wants {wanted}. "
+                "Nothing was loaded"
+            )
+    if not full_form:
+        return [], {}
+    if theta_form:
+        raise RecordError(
+            f"the checkpoint mixes free values ({', '.join(theta_form[:3])}) and full sites "
+            f"({', '.join(full_form[:3])}) of one tie; save it whole in one form. Nothing was "
+            "loaded"
+        )
+    thetas = _lifted(group, given, keys)
+    return [keys[k] for k in given], {keys[o]: t for o, t in thetas.items()}
+
+
+def _lifted(
+    group: TieGroup, given: dict[str, Tensor], keys: dict[str, str]
+) -> dict[str, Tensor]:
+    """θ by owner from the given sites, which must agree."""
+    known = first(group.resolved, given)
+    thetas = {o: t for o, t in known.thetas.items() if o not in known.missing}
+    if known.missing and len(given) > 1:
+        lifted = mean(group.resolved, group.shapes, given)
+        like = next(iter(given.values()))
+        determined = _determined(group, given)
+        for o in known.missing:
+            if o in determined:
+                thetas[o] = lifted[o].to(like)
+    roots = {o: group.resolved.owners[o].values(t) for o, t in thetas.items()}
+    worst: tuple[float, str] | None = None
+    for key, value in given.items():
+        e = group.resolved.expressions.get(key)
+        if e is None:
+            held = roots[key].reshape(group.shapes[key])
+        elif all(o in roots for o in e.owners):
+            flat = [roots[o].reshape(-1) for o in e.owners]
+            joined = torch.cat(flat) if flat else value.new_zeros(0)
+            held = e.outer.expand(joined.reshape(e.outer.in_shape))
+        else:
+            continue
+        ok, away = agree(value, held)
+        if not ok and (worst is None or away > worst[0]):
+            worst = (away, keys[key])
+    if worst is not None:
+        sites = ", ".join(list(keys.values())[:4])
+        raise TieConflict(
+            f"the checkpoint's values for the tied sites {sites} disagree: the largest "
+            f"difference is {worst[0]:.6g}, at {worst[1]!r}. Nothing was loaded; load them "
+            "into an untied model and tie it with start='mean', or untie this one first"
+        )
+    return thetas
+
+
+def _determined(group: TieGroup, given: dict[str, Tensor]) -> set[str]:
+    """The owners whose every free value some given site uses."""
+    plan = plan_of(group.resolved, group.shapes)
+    used = {o: torch.zeros(numel(w.roots), dtype=torch.bool) for o, w in plan.owners.items()}
+    for key in given:
+        e = plan.expressions.get(key)
+        if e is None:
+            used[key][:] = True
+            continue
+        diagonal = e.outer.gram_diagonal() if hasattr(e.outer, "gram_diagonal") else None
+        start = 0
+        for o in e.owners:
+            size = numel(plan.owners[o].roots)
+            piece = True if diagonal is None else diagonal[start : start + size] > 0
+            used[o] |= torch.as_tensor(piece)
+            start += size
+    return {o for o, mask in used.items() if bool(mask.all())}

@@ -1,0 +1,274 @@
+"""Looking at a tied model: its ties, its plan, its counts, and whether it still holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from eadem._plan import (
+    Declaration,
+    Expression,
+    Owner,
+    Plan,
+    connected,
+    make_plan,
+    resolve_group,
+)
+from eadem.bind.access import base_class
+from eadem.bind.attach import values_of
+from eadem.bind.group import LINKS, BoundTie
+from eadem.bind.names import Sites
+from eadem.bind.ties import Tie, _aliases, _by_name
+from eadem.errors import ShapeError, TieBroken
+from eadem.maps.base import LinearMap, numel
+from eadem.maps.index import Indexed
+from eadem.maps.view import ViewMap
+
+__all__ = [
+    "Counts",
+    "check",
+    "counts",
+    "declarations",
+    "explain",
+    "free_vector",
+    "resolved",
+    "set_free_vector",
+    "ties",
+]
+
+
+def ties(model: nn.Module) -> list[Tie]:
+    """The ties declared on a model, and parts of it, in traversal order.
+
+    Aliases that the model has by itself (`lm_head.weight is embed.weight`) are adopted as
+    ties when the model is first tied, and listed from then on.
+    """
+    sites = Sites(model)
+    found = []
+    for group in sites.groups:
+        for bound in group.ties:
+            own = sites.named(group)
+            names = [own[e.key] for e in bound.entries]
+            found.append((min(sites.order[n] for n in names), Tie(model, bound)))
+    return [t for _, t in sorted(found, key=lambda pair: pair[0])]
+
+
+def declarations(model: nn.Module) -> tuple[Declaration, ...]:
+    """Every tie by name, native aliases included, in an order that the declaring does not
+    change: entries and declarations sorted by traversal order.
+    """
+    sites = Sites(model)
+    found = [d for d, _ in _all(sites)]
+    order = sites.order
+
+    def entries(d: Declaration) -> Declaration:
+        key = sorted(d.entries, key=lambda e: (order[e.site.name], str(e.site), repr(e.map)))
+        return Declaration(tuple(key))
+
+    ordered = [entries(d) for d in found]
+    ordered.sort(key=lambda d: [(order[e.site.name], str(e.site), repr(e.map)) for e in d])
+    return tuple(ordered)
+
+
+def _all(sites: Sites) -> list[tuple[Declaration, BoundTie]]:
+    found = []
+    for group in sites.groups:
+        names = sites.named(group)
+        found += [(_by_name(t, names), t) for t in group.ties]
+    return found + _aliases(sites)
+
+
+def resolved(model: nn.Module) -> Plan:
+    """The whole model's plan: θ (every parameter, flat) → W (every site, flat).
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    >>> _ = __import__("eadem").tie(model, "*.weight")
+    >>> resolved(model).in_shape, resolved(model).out_shape
+    ((8,), (12,))
+    """
+    sites = Sites(model)
+    shapes = {n: sites.shape(n) for n in sites.places}
+    owners: dict[str, Owner] = {}
+    expressions: dict[str, Expression] = {}
+    groups = []
+    for group in sites.groups:
+        name = sites.named(group)
+        groups.append(tuple(name.values()))
+        owners.update({name[k]: o for k, o in group.resolved.owners.items()})
+        for k, e in group.resolved.expressions.items():
+            expressions[name[k]] = Expression(tuple(name[o] for o in e.owners), e.outer)
+    aliased = [d for d, _ in _aliases(sites)]
+    for members in connected(aliased):
+        extra = resolve_group(shapes, members, sites.order)
+        for o, owner in extra.owners.items():
+            owners.setdefault(o, owner)
+        for n, e in extra.expressions.items():
+            expressions[n] = e
+            owners.pop(n, None)
+        groups.append(extra.names)
+    tied = {n for g in groups for n in g}
+    for n, shape in shapes.items():
+        if n not in tied:
+            owners[n] = Owner(shape, shape)
+    ordered = {n: owners[n] for n in shapes if n in owners}
+    groups.sort(key=lambda g: sites.order[g[0]])
+    return make_plan(shapes, ordered, expressions, tuple(groups))
+
+
+def free_vector(model: nn.Module) -> Tensor:
+    """All free values, flat, detached, in the order of `model.parameters()`."""
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+
+@torch.no_grad()
+def set_free_vector(model: nn.Module, theta: Tensor) -> None:
+    """Write a flat vector of free values into the model's parameters."""
+    parameters = list(model.parameters())
+    size = sum(p.numel() for p in parameters)
+    if tuple(theta.shape) != (size,):
+        raise ShapeError(
+            f"the model has {size} free values, flat; the vector given has shape "
+            f"{tuple(theta.shape)}"
+        )
+    for p, piece in zip(
+        parameters, torch.split(theta, [p.numel() for p in parameters]), strict=True
+    ):
+        p.copy_(piece.reshape(p.shape))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of a model. `free`: rank of the resolved plan, untied parameters included;
+    `stored`: numbers kept in parameters; `expanded`: numbers at the sites.
+    """
+
+    free: int
+    stored: int
+    expanded: int
+
+
+def counts(model: nn.Module) -> Counts:
+    """How many values are free, stored and used.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    >>> _ = __import__("eadem").tie(model, "*.weight")
+    >>> counts(model)
+    Counts(free=8, stored=8, expanded=12)
+    """
+    whole = resolved(model)
+    if isinstance(whole, LinearMap):
+        rank = whole.rank
+    else:
+        rank = whole.linearize(free_vector(model).to(torch.float64).cpu()).rank
+    return Counts(rank, numel(whole.in_shape), numel(whole.out_shape))
+
+
+def check(model: nn.Module) -> None:
+    """Raise TieBroken, naming the tie, unless every tie of the model still holds.
+
+    Checked are: every owner is there, with its shape; the owners of one tie agree in dtype
+    and device; no derived site holds a parameter; every site can be read.
+    """
+    sites = Sites(model)
+    for group in sites.groups:
+        names = {k: sites.name(p) for k, p in group.places.items() if p.module in sites.modules}
+        what = f"the tie of {', '.join(list(names.values())[:4])}"
+        gone = [k for k in group.places if k not in names]
+        if gone:
+            raise TieBroken(f"{what}: the module of {gone[0]!r} is no longer in the model")
+        held = dict(group.owner_parameters())
+        for key, p in held.items():
+            wanted = group.resolved.owners[key].shape
+            if tuple(p.shape) != wanted:
+                raise TieBroken(
+                    f"{what}: {names[key]!r} has shape {tuple(p.shape)}, its free values have "
+                    f"{wanted}"
+                )
+        for attribute in ("dtype", "device"):
+            if len({getattr(p, attribute) for p in held.values()}) > 1:
+                raise TieBroken(f"{what}: its owners {list(held)} differ in {attribute}")
+        for key in group.resolved.expressions:
+            module, attr = group.places[key]
+            link = module.__dict__.get(LINKS, {}).get(attr)
+            if link is None or base_class(module) is type(module):
+                raise TieBroken(f"{what}: {names[key]!r} is no longer bound to it")
+            if key not in held and module._parameters.get(attr) is not None:
+                raise TieBroken(f"{what}: {names[key]!r} holds a parameter of its own")
+            if tuple(link.compute().shape) != group.shapes[key]:
+                raise TieBroken(f"{what}: {names[key]!r} no longer has its shape")
+
+
+def explain(model: nn.Module, site: str) -> str:
+    """Where a site's value comes from, in words.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    >>> _ = __import__("eadem").tie(model, "*.weight")
+    >>> print(explain(model, "1.weight"))
+    1.weight (2, 2) = 0.weight
+      θ: 0.weight (2, 2)
+      declared: tie(0.weight = Same()(θ), 1.weight = Same()(θ))
+    """
+    sites = Sites(model)
+    (name, _), *_more = sites.find(site)
+    lines = []
+    for group in sites.groups:
+        names = sites.named(group)
+        key = next((k for k, n in names.items() if n == name), None)
+        if key is None:
+            continue
+        e = group.resolved.expressions.get(key)
+        used = (key,) if e is None else e.owners
+        lines.append(f"{name} {group.shapes[key]} = {_formula(e, [names[o] for o in used])}")
+        for o in used:
+            owner = group.resolved.owners[o]
+            through = "" if owner.source is None else f" through {owner.source!r}"
+            lines.append(f"  θ: {names[o]} {owner.shape}{through}")
+        lines += _constants(e)
+        for bound in group.ties:
+            d = _by_name(bound, names)
+            if name in d.names:
+                lines.append(f"  declared: {d}")
+        return "\n".join(lines)
+    if name in sites.aliases:
+        return f"{name} is the same parameter as {sites.aliases[name]} (the model's own alias)"
+    return f"{name} {sites.shape(name)} is not tied: its parameter is its own"
+
+
+def _constants(e: Expression | None) -> list[str]:
+    """A line on the coordinates that the ties hold constant, where there are any."""
+    index = e.outer.index() if e is not None and isinstance(e.outer, LinearMap) else None
+    if index is None:
+        return []
+    held = index.position < 0
+    zero = int((held & (index.shifts() == 0)).sum())
+    other = int(held.sum()) - zero
+    found = [f"{n} of its values {w}" for n, w in ((zero, "zero"), (other, "constant")) if n]
+    return [f"  held by the ties: {', '.join(found)}"] if found else []
+
+
+def _formula(e: Expression | None, owners: list[str]) -> str:
+    if e is None:
+        return "its own parameter, used elsewhere too"
+    if not owners:
+        return "a constant"
+    if isinstance(e.outer, ViewMap):
+        view = e.outer.view()
+        text = owners[0]
+        if view.perm != tuple(range(len(view.perm))):
+            text += ".t()" if view.perm == (1, 0) else f".permute{view.perm}"
+        if any(view.flips):
+            text += f".flip({', '.join(str(i) for i, f in enumerate(view.flips) if f)})"
+        if view.scale != 1.0:
+            text = f"{view.scale:g}·{text}"
+        return text if view.shift == 0.0 else f"{text} + {view.shift:g}"
+    if isinstance(e.outer, Indexed):
+        return f"values picked from {', '.join(owners)}"
+    return f"{type(e.outer).__name__} of {', '.join(owners)}"
+
+
+def site_values(model: nn.Module) -> dict[str, Tensor]:
+    """The value at every site, detached, by name in traversal order."""
+    sites = Sites(model)
+    return values_of(sites, sites.places)

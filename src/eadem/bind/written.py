@@ -1,0 +1,155 @@
+"""Writing at a computed site: it reaches the free values, or is refused; it is never lost.
+
+Outside a forward, a computed site is handed out as a `SiteValue`. An operation that writes
+into it in place (`init.normal_`, `copy_`, `zero_`, also through `.data` or a slice) is
+carried on to θ.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from eadem._plan import first
+from eadem.errors import TieBroken
+from eadem.maps.view import ViewMap
+
+if TYPE_CHECKING:
+    from eadem.bind.group import Link
+
+__all__ = ["SiteValue", "agree", "assign", "tolerance"]
+
+_EXACT = {"copy_", "__set__", "__setitem__"}
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Relative difference up to which two values of `dtype` count as equal."""
+    return 16 * torch.finfo(dtype).eps
+
+
+def agree(given: Tensor, held: Tensor) -> tuple[bool, float]:
+    """Whether two tensors agree to rounding, and their largest difference."""
+    if given.numel() == 0:
+        return True, 0.0
+    wide = torch.promote_types(given.dtype, held.dtype)
+    away = (given.to(held.device, wide) - held.to(wide)).abs()
+    largest = float(away.max())
+    size = max(float(held.abs().max()), float(given.abs().max()), 1e-30)
+    narrow = min((given.dtype, held.dtype), key=lambda d: torch.finfo(d).bits)
+    return largest <= tolerance(narrow) * size, largest
+
+
+class SiteValue(Tensor):
+    """A computed site's value that passes in-place writes on to θ."""
+
+    _link: Link
+    _whole: Tensor
+
+    @staticmethod
+    def of(value: Tensor, link: Link) -> Tensor:
+        """`value`, watched for writes."""
+        watched = value.as_subclass(SiteValue)
+        watched._link, watched._whole = link, value
+        return watched
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunctionSubclass():
+            watched = [a for a in (*args, *kwargs.values()) if type(a) is SiteValue]
+            before = [None if a.is_inference() else a._version for a in watched]
+            name = getattr(func, "__name__", "")
+            result = func(*args, **kwargs)
+            for value, version in zip(watched, before, strict=True):
+                if name == "__set__" or (version is not None and value._version != version):
+                    whole = value if name == "__set__" else value._whole
+                    _write(value._link, whole, exact=name in _EXACT)
+            if watched and type(result) is Tensor:
+                for value in watched:
+                    if _shares(result, value):
+                        alias = result.as_subclass(SiteValue)
+                        alias._link, alias._whole = value._link, value._whole
+                        return alias
+        return result
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            return self._whole.detach().__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.as_subclass(Tensor).detach().clone()
+
+
+def _shares(a: Tensor, b: Tensor) -> bool:
+    try:
+        return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return False
+
+
+@torch.no_grad()
+def _write(link: Link, value: Tensor, exact: bool) -> None:
+    """θ from a site's new value; `exact`: the value must lie in the tie's range."""
+    value = value.detach().as_subclass(Tensor)
+    group = link.group
+    if not link.sources:
+        ok, away = agree(value, link.compute())
+        if not ok:
+            raise TieBroken(
+                f"{link.key!r} is held constant by its tie and was written with other values "
+                f"(largest difference {away:.3g}); untie it or change Fixed(value)"
+            )
+        return
+    held = dict(group.owner_parameters())
+    known = first(group.resolved, {link.key: value}, {k: p.detach() for k, p in held.items()})
+    thetas = {o: known.thetas[o].to(held[o]) for o in link.expression.owners}
+    if exact:
+        outer = link.expression.outer
+        roots = [o.values(thetas[k]).reshape(-1) for k, o in link.owners()]
+        ok, away = agree(value, outer.expand(torch.cat(roots).reshape(outer.in_shape)))
+        if not ok:
+            raise TieBroken(
+                f"the values written at {link.key!r} do not satisfy its tie (largest "
+                f"difference {away:.3g}); write values that do, or untie the site first"
+            )
+    for key, theta in thetas.items():
+        held[key].copy_(theta)
+
+
+@torch.no_grad()
+def assign(link: Link, value: Any, source: str | None = None) -> None:
+    """`module.attr = value` at a derived site: θ takes the value, or it raises."""
+    name = source or link.key
+    if not isinstance(value, Tensor):
+        raise TieBroken(
+            f"{name!r} is tied and was assigned {type(value).__name__}; untie it first"
+        )
+    outer = link.expression.outer
+    equal = (
+        len(link.sources) == 1
+        and isinstance(outer, ViewMap)
+        and outer.view().is_identity
+        and link.sources[0][2].source is None
+        and link.sources[0][2].whole
+    )
+    if equal:
+        module, attr, _ = link.sources[0]
+        held = module._parameters[attr]
+        if value is held:
+            return
+        if source is None and isinstance(value, nn.Parameter) and value.shape == link.shape:
+            setattr(module, attr, value)
+            return
+    if tuple(value.shape) != link.shape:
+        owners = ", ".join(link.expression.owners) or "a constant"
+        raise TieBroken(
+            f"{name!r} is tied (its values come from {owners}) and has shape {link.shape}; it "
+            f"was given shape {tuple(value.shape)}. Assign a tensor of its shape, resize the "
+            "owner, or untie it first"
+        )
+    _write(link, value, exact=True)

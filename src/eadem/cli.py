@@ -1,0 +1,222 @@
+"""The command line: `eadem list`, `run`, `summary`, `report`.
+
+What goes wrong is one line on stderr and exit code 2; Ctrl-C is exit code 130. torch is
+imported only by the commands that need it, so `eadem --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .errors import EademError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["app", "main"]
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="eadem",
+    help="Parameter sharing as a declared, inspectable, testable part of any model.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line on `argv` (default: the process's own) and exit with its code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = app(words or ["--help"], prog_name="eadem", standalone_mode=False)
+    except EademError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        # Usage errors: their class moved from click into typer between versions.
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(f"{error.format_message()} Try: eadem --help")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> None:
+    print("eadem: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"eadem {version('eadem')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("list")
+def list_() -> None:
+    """List the recipes: runnable studies on real data."""
+    from .recipes import recipes
+
+    table = Table("recipe", "what it shows", box=None, pad_edge=False)
+    for name, title in recipes().items():
+        table.add_row(name, Text(title))
+    Console().print(table)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A name that `eadem list` shows.")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small version, in seconds.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the results.", show_default="runs/RECIPE-seedN[-quick]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Where all randomness starts.")] = 0,
+    device: Annotated[str, typer.Option(help="A torch device, as cpu or cuda:0.")] = "cpu",
+) -> None:
+    """Run a recipe and print where its report is.
+
+    Results are written to <out>.partial and take their name only when they are whole.
+    """
+    from . import recipes
+
+    console = Console()
+    try:
+        folder = recipes.run(
+            recipe, out=out, quick=quick, seed=seed, device=device, console=console
+        )
+    except KeyboardInterrupt:
+        mark = recipes.marker(out or recipes.default_out(recipe, seed, quick))
+        rest = f"; {mark} says how to start again" if mark.exists() else ""
+        print(f"eadem: interrupted{rest}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    _show_results(folder, console)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `run` wrote.")],
+) -> None:
+    """Print a run's claims and where its report is, rendered again if the recipe can."""
+    from . import recipes
+
+    recipes.render(folder)
+    _show_results(folder.expanduser().resolve(), Console())
+
+
+@app.command()
+def summary(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:FACTORY|FILE",
+            help="A function that returns a model, or a checkpoint that eadem.save wrote.",
+        ),
+    ],
+) -> None:
+    """Show a model's ties, their owners, and its free and expanded counts."""
+    if Path(model).is_file():
+        Console().print(_summaries().summary_of_file(Path(model)))
+    elif ":" in model:
+        built = _built(model)
+        Console().print(_summaries().summary(built))
+    else:
+        raise EademError(
+            f"{model!r} is neither a file nor MODULE:FACTORY; give a checkpoint that "
+            "eadem.save wrote, or an importable function, as package.models:build"
+        )
+
+
+def _summaries() -> Any:
+    return importlib.import_module(f"{__package__}.report.summary")
+
+
+def _built(name: str) -> nn.Module:
+    """The model of `module:factory`, imported from the current folder first."""
+    from torch import nn
+
+    module, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        value: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            value = getattr(value, part)
+        if not isinstance(value, nn.Module):
+            value = value()
+    except Exception as error:
+        # The user's own code: anything may come out of it.
+        raise EademError(
+            f"{name!r} gave no model ({type(error).__name__}: {error}); give MODULE:FACTORY, "
+            "where FACTORY needs no arguments and returns an nn.Module"
+        ) from error
+    if not isinstance(value, nn.Module):
+        raise EademError(
+            f"{name!r} returned {type(value).__name__}; its factory must return an nn.Module"
+        )
+    return value
+
+
+def _show_results(folder: Path, console: Console) -> None:
+    from .recipes import METRICS, REPORT
+
+    claims = json.loads((folder / METRICS).read_text(encoding="utf-8"))["claims"]
+    if claims:
+        console.print(_claims_table(claims))
+    page = folder / REPORT
+    # Paths go out unwrapped, so that they can be copied and clicked.
+    print(f"report: {page}" if page.is_file() else f"results: {folder}")
+
+
+def _claims_table(claims: Sequence[dict[str, Any]]) -> Table:
+    held = sum(claim["holds"] for claim in claims)
+    table = Table("claim", "statement", "expected", "measured", "holds")
+    table.title = f"{held} of {len(claims)} claims hold"
+    for claim in claims:
+        table.add_row(
+            Text(claim["id"]),
+            Text(claim["text"]),
+            Text(_short(claim["expected"])),
+            Text(_short(claim["measured"])),
+            Text("yes", style="green") if claim["holds"] else Text("no", style="bold red"),
+        )
+    return table
+
+
+def _short(value: Any) -> str:
+    """A figure as a reader wants it.
+
+    >>> _short(0.123456), _short([1, 2.5]), _short("monotone")
+    ('0.1235', '[1, 2.5]', 'monotone')
+    """
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_short, value)) + "]"
+    return str(value)

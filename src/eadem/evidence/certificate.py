@@ -1,0 +1,213 @@
+"""Certificates: a symmetry of a function, checked on every element of a group.
+
+A tie by a group claims that f(g·x) = g·f(x), or f(g·x) = f(x). A certificate states how far
+that is from true at an input, and what was tried.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from eadem.evidence.score import EvidenceError
+
+__all__ = ["Action", "Certificate", "Shifts", "certify"]
+
+
+class Action(Protocol):
+    """A group as it acts on inputs and outputs: what `certify` needs of it."""
+
+    def elements(self, x: Tensor) -> Iterable[Any]:
+        """The group's elements, for inputs like `x`."""
+
+    def on_input(self, element: Any, x: Tensor) -> Tensor:
+        """g·x."""
+
+    def on_output(self, element: Any, y: Tensor) -> Tensor:
+        """g·y, of y's shape."""
+
+    def compared(self, element: Any, y: Tensor) -> Tensor | None:
+        """Where g·y and f(g·x) must agree: a mask that broadcasts to y; None is everywhere."""
+
+
+@dataclass(frozen=True)
+class Shifts:
+    """Cyclic shifts along `dims` of the input and of the output.
+
+    Every combination of shifts is an element: along each axis 0, stride, 2·stride, … below
+    the input's extent, or the first `size` of them. A shift of the input by s moves the output
+    by s/`stride`, for a function that strides. Circular padding makes a convolution exactly
+    equivariant under all of them. Zero padding does so in the interior only: `margin` is how
+    many outputs at each border see the padding, and positions that lie, before or after the
+    shift, within it are not compared. `size`, `margin` and `stride` are one number, or one
+    for each of `dims`.
+
+    >>> len(list(Shifts((-2, -1)).elements(torch.zeros(1, 4, 6))))
+    24
+    """
+
+    dims: tuple[int, ...]
+    size: int | tuple[int, ...] | None = None
+    margin: int | tuple[int, ...] = 0
+    stride: int | tuple[int, ...] = 1
+
+    def __post_init__(self) -> None:
+        dims = (self.dims,) if isinstance(self.dims, int) else tuple(self.dims)
+        object.__setattr__(self, "dims", dims)
+        for name in ("size", "margin", "stride"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, int) and len(value) != len(dims):
+                raise EvidenceError(
+                    f"`{name}` is {value!r}; give one number, or one for each of the "
+                    f"{len(dims)} axes in `dims`"
+                )
+
+    def _each(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
+        return (value,) * len(self.dims) if isinstance(value, int) else tuple(value)
+
+    def elements(self, x: Tensor) -> Iterable[tuple[int, ...]]:
+        """Shifts of the input, one number for each axis; the first is no shift."""
+        ranges = []
+        for i, (dim, stride) in enumerate(zip(self.dims, self._each(self.stride), strict=True)):
+            _has_axis(dim, x, "input")
+            if x.shape[dim] % stride:
+                raise EvidenceError(
+                    f"the input's axis {dim} has {x.shape[dim]} positions, which a stride of "
+                    f"{stride} does not divide: cyclic shifts do not carry over to the output"
+                )
+            every = range(0, x.shape[dim], stride)
+            ranges.append(every if self.size is None else every[: self._each(self.size)[i]])
+        return itertools.product(*ranges)
+
+    def on_input(self, element: Sequence[int], x: Tensor) -> Tensor:
+        """x shifted."""
+        return x.roll(tuple(element), self.dims)
+
+    def on_output(self, element: Sequence[int], y: Tensor) -> Tensor:
+        """y shifted by as many of its own positions."""
+        for dim in self.dims:
+            _has_axis(dim, y, "output")
+        steps = [s // k for s, k in zip(element, self._each(self.stride), strict=True)]
+        return y.roll(steps, self.dims)
+
+    def compared(self, element: Sequence[int], y: Tensor) -> Tensor | None:
+        """The outputs that see no padding, before the shift and after."""
+        if not any(self._each(self.margin)):
+            return None
+        mask = torch.ones((1,) * y.ndim, dtype=torch.bool, device=y.device)
+        each = zip(
+            element, self.dims, self._each(self.stride), self._each(self.margin), strict=True
+        )
+        for shift, dim, stride, margin in each:
+            n = y.shape[dim]
+            inside = torch.zeros(n, dtype=torch.bool, device=y.device)
+            inside[margin : n - margin] = True
+            shape = [1] * y.ndim
+            shape[dim] = n
+            mask = mask & (inside & inside.roll(shift // stride)).reshape(shape)
+        return mask.expand_as(y)
+
+
+def _has_axis(dim: int, value: Tensor, what: str) -> None:
+    if not -value.ndim <= dim < value.ndim:
+        raise EvidenceError(
+            f"the {what} has shape {tuple(value.shape)} and no axis {dim} to shift; for a "
+            "function that leaves no such axis ask for kind='invariance'"
+        )
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How far a function is from equivariant (or invariant), over all elements tried.
+
+    `absolute` is the largest |f(g·x) − g·f(x)|, `relative` the same over the largest |f(x)|,
+    `worst` the element where it was seen. `tried` counts elements, the identity among them;
+    `compared` is the share of outputs that were compared, all elements together.
+    """
+
+    kind: Literal["equivariance", "invariance"]
+    group: str
+    tried: int
+    compared: float
+    absolute: float
+    relative: float
+    worst: Any
+
+    def holds(self, tolerance: float) -> bool:
+        """Whether the relative error is at most `tolerance`."""
+        return self.relative <= tolerance
+
+    def __str__(self) -> str:
+        where = "" if self.compared == 1.0 else f", {self.compared:.0%} of the outputs"
+        return (
+            f"{self.kind} under {self.group}: error {self.relative:.2e} relative, "
+            f"{self.absolute:.2e} absolute, over {self.tried} elements{where}; "
+            f"worst at {self.worst}"
+        )
+
+
+def certify(
+    fn: Callable[[Tensor], Tensor],
+    group: Action,
+    x: Tensor,
+    *,
+    kind: Literal["equivariance", "invariance"] = "equivariance",
+) -> Certificate:
+    """Compare f(g·x) with g·f(x), or with f(x), for every g of `group`.
+
+    `fn` takes a tensor like `x` to a tensor, and must be deterministic (a model in eval
+    mode): it is evaluated once for each element, without gradients. Raises EvidenceError
+    where no output can be compared, where an output is not finite or where the group does not
+    act on shapes like these.
+
+    >>> x = torch.arange(5.0)
+    >>> print(certify(lambda x: x + x.roll(1), Shifts(0), x))
+    equivariance under Shifts(dims=(0,), size=None, margin=0, stride=1): \
+error 0.00e+00 relative, 0.00e+00 absolute, over 5 elements; worst at (0,)
+    >>> certify(torch.max, Shifts(0), x, kind="invariance").holds(0.0)
+    True
+    """
+    if kind not in ("equivariance", "invariance"):
+        raise EvidenceError(f"kind={kind!r}; ask for 'equivariance' or 'invariance'")
+    tried, compared, total, worst_error, worst = 0, 0, 0, -1.0, None
+    with torch.no_grad():
+        plain = fn(x)
+        scale = float(plain.abs().max()) if plain.numel() else 0.0
+        for element in group.elements(x):
+            moved = fn(group.on_input(element, x))
+            expected = plain if kind == "invariance" else group.on_output(element, plain)
+            if moved.shape != expected.shape:
+                raise EvidenceError(
+                    f"at {element} the function gives shape {tuple(moved.shape)}, but "
+                    f"{tuple(expected.shape)} at the identity"
+                )
+            error = (moved - expected).abs()
+            mask = group.compared(element, plain) if kind == "equivariance" else None
+            tried, total = tried + 1, total + error.numel()
+            if mask is not None:
+                error = error[mask]
+            compared += error.numel()
+            largest = float(error.max()) if error.numel() else -1.0
+            if largest != largest or largest == float("inf"):
+                raise EvidenceError(f"the function's value at {element} is not finite")
+            if largest > worst_error:
+                worst_error, worst = largest, element
+    if worst is None:
+        raise EvidenceError(
+            f"{group} leaves nothing to compare on outputs of shape {tuple(plain.shape)}; "
+            "use a smaller margin or a larger input"
+        )
+    return Certificate(
+        kind=kind,
+        group=str(group),
+        tried=tried,
+        compared=compared / total,
+        absolute=worst_error,
+        relative=worst_error / scale if scale > 0 else worst_error,
+        worst=worst,
+    )

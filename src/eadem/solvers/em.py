@@ -1,0 +1,193 @@
+"""Expectation–maximisation for probabilities under a plan.
+
+The E-step gives expected counts c at the sites. The M-step maximises Σ c·log p over the
+probabilities p = φθ + b that the plan allows: ties and rows summing to one are one affine
+set, so there is one M-step whatever is tied. The objective is concave; its gradient is
+φᵀ(c/p), the pooled site gradients, and its Hessian −φᵀ diag(c/p²) φ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eadem.errors import ShapeError
+from eadem.maps.base import LinearMap
+from eadem.solvers.solution import Solution
+
+__all__ = ["em", "m_step"]
+
+#: Counts below this share of their mean are raised to it, so that p stays positive.
+COUNT_FLOOR = 1e-13
+
+
+def em(
+    plan: LinearMap,
+    e_step: Callable[[Tensor], tuple[float, Tensor]],
+    theta: Tensor,
+    *,
+    tolerance: float = 1e-12,
+    max_iterations: int = 1000,
+) -> Solution:
+    """The θ of greatest likelihood by EM (Baum et al. 1970; Dempster, Laird & Rubin 1977).
+
+    `e_step` takes the sites' probabilities (`plan.out_shape`) to the log-likelihood and the
+    expected counts (same shape). Converged when an iteration gains less than `tolerance`
+    times the log-likelihood. The solution's `objective` is the log-likelihood, which never
+    falls; its `gradient` at the sites is c/p (Fisher's identity).
+
+    Raises ValueError if the log-likelihood falls, which says that the counts are not those
+    of the log-likelihood, and if the start is not positive.
+
+    >>> from eadem.maps.simplex import SumToOne
+    >>> coin = SumToOne().bind((2,))
+    >>> counts = torch.tensor([3.0, 1.0], dtype=torch.float64)
+    >>> step = lambda p: (float((counts * p.log()).sum()), counts)
+    >>> em(coin, step, torch.zeros(1, dtype=torch.float64)).values
+    tensor([0.7500, 0.2500], dtype=torch.float64)
+    """
+    theta = theta.detach().to(torch.float64)
+    likelihood, counts = e_step(plan.expand(theta))
+    history = [likelihood]
+    converged, message = False, f"stopped after {max_iterations} iterations"
+    matrix = plan.dense()
+    for _ in range(max_iterations):
+        proposal = _maximise(plan, matrix, counts, theta)
+        reached, new_counts = e_step(plan.expand(proposal))
+        slack = 1e-12 * max(1.0, abs(likelihood))
+        if reached < likelihood - slack:
+            raise ValueError(
+                f"the log-likelihood fell from {likelihood!r} to {reached!r} in an EM step; "
+                "e_step must return the expected counts of the log-likelihood that it returns"
+            )
+        if reached <= likelihood:
+            converged, message = True, "no step raises the log-likelihood in float64"
+            break
+        gain = reached - likelihood
+        theta, likelihood, counts = proposal, reached, new_counts
+        history.append(likelihood)
+        if gain <= tolerance * max(1.0, abs(likelihood)):
+            converged, message = True, f"the last step gained {gain:.1e}"
+            break
+    p = plan.expand(theta).reshape(-1)
+    flat = counts.reshape(-1)
+    return Solution(
+        theta=theta,
+        values=p,
+        objective=likelihood,
+        history=tuple(history),
+        converged=converged,
+        message=message,
+        gradient=torch.where(flat > 0, flat / p, 0.0),
+    )
+
+
+def m_step(plan: LinearMap, counts: Tensor, theta: Tensor) -> Tensor:
+    """The θ of greatest Σ c·log p over p = plan.expand(θ) > 0, from a positive start `theta`.
+
+    `counts` ≥ 0 of `plan.out_shape`. Damped Newton steps through φ, so each raises the
+    objective. A count of zero gives a p of about `COUNT_FLOOR`, not exactly zero. A site that
+    the plan holds at zero must have no counts. Raises ValueError where the start is not
+    positive or such a site has counts, ShapeError where shapes disagree.
+
+    >>> from eadem.maps.simplex import SumToOne
+    >>> die = SumToOne().bind((3,))
+    >>> c = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
+    >>> die.expand(m_step(die, c, torch.zeros(2, dtype=torch.float64))) * 8
+    tensor([1.0000, 2.0000, 5.0000], dtype=torch.float64)
+    """
+    return _maximise(plan, plan.dense(), counts, theta.detach().to(torch.float64))
+
+
+@dataclass(frozen=True)
+class _Objective:
+    """Σ c·log p over the coordinates that are not held at zero."""
+
+    counts: Tensor
+    live: Tensor
+
+    def __call__(self, p: Tensor) -> float:
+        return float((self.counts * p[self.live].log()).sum())
+
+
+def _maximise(plan: LinearMap, matrix: Tensor, counts: Tensor, theta: Tensor) -> Tensor:
+    if tuple(counts.shape) != plan.out_shape or tuple(theta.shape) != plan.in_shape:
+        raise ShapeError(
+            f"the plan takes {plan.in_shape} free values to {plan.out_shape} sites; got θ of "
+            f"{tuple(theta.shape)} and counts of {tuple(counts.shape)}"
+        )
+    p = plan.expand(theta).reshape(-1)
+    c = counts.detach().to(torch.float64).reshape(-1)
+    held = (p == 0) & (matrix == 0).all(dim=1)
+    _check(p, c, held)
+    live = ~held
+    phi, c = matrix[live], c[live]
+    objective = _Objective(c, live)
+    floor = COUNT_FLOOR * float(c.mean()) if c.numel() else 0.0
+    lifted = torch.where(c > floor, c, floor)
+    barrier = _Objective(lifted, live)
+    flat, started = theta.reshape(-1), objective(p)
+    for _ in range(200):
+        # Newton's step is the least squares solution of diag(√c/p) φ δ = √c, whose
+        # condition number is the square root of the Hessian's.
+        weighted = (lifted.sqrt() / p[live]).unsqueeze(1) * phi
+        step = _least_squares(weighted, lifted.sqrt())
+        change = phi @ step / p[live]
+        largest = float(change.abs().max()) if change.numel() else 0.0
+        if largest < 0.1:  # the Hessian is constant within 25 %: a full step always gains
+            flat = flat + step
+            p = plan.expand(flat.reshape(theta.shape)).reshape(-1)
+            if largest < 1e-9:  # and quadratic convergence has made the error its square
+                break
+            continue
+        found = _search(plan, barrier, flat.reshape(theta.shape), p, step, change)
+        if found is None:
+            break
+        flat, p = found
+    return flat.reshape(theta.shape) if objective(p) >= started else theta
+
+
+def _search(
+    plan: LinearMap,
+    objective: _Objective,
+    theta: Tensor,
+    p: Tensor,
+    step: Tensor,
+    change: Tensor,
+) -> tuple[Tensor, Tensor] | None:
+    """A positive point along `step` with a greater objective: flat θ and p; None if none."""
+    value, worst = objective(p), float(change.min())
+    length = 1.0 if worst > -0.99 else -0.99 / worst
+    while length > 1e-12:
+        trial = theta + length * step.reshape(theta.shape)
+        trial_p = plan.expand(trial).reshape(-1)
+        if bool((trial_p[objective.live] > 0).all()) and objective(trial_p) > value:
+            return trial.reshape(-1), trial_p
+        length *= 0.5
+    return None
+
+
+def _least_squares(matrix: Tensor, target: Tensor) -> Tensor:
+    solved: Tensor = torch.linalg.lstsq(matrix, target.unsqueeze(1), driver="gelsd").solution
+    return solved.squeeze(1)
+
+
+def _check(p: Tensor, c: Tensor, held: Tensor) -> None:
+    if bool((c < 0).any()) or not bool(torch.isfinite(c).all()):
+        raise ValueError("counts must be finite and not negative")
+    bad = ((p <= 0) & ~held).nonzero().reshape(-1)
+    if bad.numel():
+        raise ValueError(
+            f"the start has p = {float(p[bad[0]])!r} at coordinate {int(bad[0])} "
+            f"({bad.numel()} in all are not positive); start from positive probabilities, or "
+            "hold the coordinate at zero in the plan"
+        )
+    lost = (held & (c > 0)).nonzero().reshape(-1)
+    if lost.numel():
+        raise ValueError(
+            f"coordinate {int(lost[0])} is held at zero by the plan but has "
+            f"{float(c[lost[0]])!r} counts: the data contradict the plan"
+        )

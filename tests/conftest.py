@@ -1,0 +1,33 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import eadem.recipes
+
+
+@pytest.fixture(autouse=True)
+def _seeded(request: pytest.FixtureRequest) -> None:
+    """A test starts from the seed of its own name: it fails alone as it does in the suite."""
+    seed = sum(request.node.nodeid.encode())
+    torch.manual_seed(seed)
+    request.node.add_report_section("setup", "seed", f"torch.manual_seed({seed})")
+
+
+@pytest.fixture
+def recipe_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An extra folder of recipes, forgotten again after the test."""
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    monkeypatch.setattr(eadem.recipes, "__path__", [*eadem.recipes.__path__, str(folder)])
+    known = set(sys.modules)
+    yield folder
+    for name in set(sys.modules) - known:
+        if name.startswith("eadem.recipes."):
+            del sys.modules[name]

@@ -1,0 +1,124 @@
+"""Row 21: assigning at a tied site re-ties or refuses; it never unties silently."""
+
+import pytest
+import torch
+from lifecycle_systems import (
+    SYSTEMS,
+    System,
+    assert_tied,
+    assert_unchanged,
+    snapshot,
+    value,
+    values,
+)
+from torch import nn
+
+import eadem
+
+SITES = [(s, name) for s in SYSTEMS for name in s.sites]
+
+
+def _put(model: nn.Module, name: str, new: object) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, new)
+
+
+@pytest.mark.parametrize(("system", "name"), SITES, ids=lambda v: getattr(v, "name", v))
+def test_a_parameter_in_the_set_of_the_tie_is_taken_or_refused(
+    system: System, name: str
+) -> None:
+    model = system.tied()
+    new = value(system.tied(seed=8), name)
+    before = snapshot(model)
+    try:
+        _put(model, name, nn.Parameter(new.clone()))
+    except eadem.EademError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+    if refusal:
+        assert name.rpartition(".")[2] in refusal
+        assert_unchanged(model, before)
+    else:
+        torch.testing.assert_close(value(model, name), new, rtol=0, atol=0)
+    assert_tied(model, system)
+
+
+@pytest.mark.parametrize(("system", "name"), SITES, ids=lambda v: getattr(v, "name", v))
+@pytest.mark.parametrize("shape", [(), (1,), (9, 9), (2, 2, 2, 2, 2)])
+def test_a_wrong_shape_is_refused(system: System, name: str, shape: tuple[int, ...]) -> None:
+    model = system.tied()
+    before = snapshot(model)
+    if _refused(model, name, nn.Parameter(torch.zeros(shape))):
+        assert_unchanged(model, before)
+        assert_tied(model, system)
+    else:
+        _assert_found(model, system, name)
+
+
+def _refused(model: nn.Module, name: str, new: object) -> bool:
+    try:
+        _put(model, name, new)
+    except (eadem.EademError, TypeError):
+        return True
+    return False
+
+
+def _assert_found(model: nn.Module, system: System, name: str) -> None:
+    """A stock module took what its owner cannot be: `check` says so, and no site goes on
+    with a value of its own.
+    """
+    with pytest.raises(eadem.TieBroken, match=name.replace(".", r"\.")):
+        eadem.check(model)
+    stale = values(system.tied(), system.sites)
+    for other in set(system.sites) - {name}:
+        try:
+            found = value(model, other)
+        except (eadem.TieBroken, AssertionError, RuntimeError):
+            continue
+        assert found.shape != stale[other].shape
+
+
+@pytest.mark.parametrize("name", ["w", "conv.weight"])
+def test_a_value_that_the_tie_cannot_hold_is_refused(name: str) -> None:
+    system = next(s for s in SYSTEMS if name in s.sites)
+    model = system.tied()
+    outside = torch.arange(float(value(model, name).numel())).reshape(value(model, name).shape)
+    before = snapshot(model)
+    with pytest.raises(eadem.EademError):
+        _put(model, name, nn.Parameter(outside))
+    assert_unchanged(model, before)
+    assert_tied(model, system)
+
+
+@pytest.mark.parametrize(("system", "name"), SITES, ids=lambda v: getattr(v, "name", v))
+def test_none_or_a_stranger_is_refused(system: System, name: str) -> None:
+    for stranger in (None, "text", 3.0):
+        model = system.tied()
+        before = snapshot(model)
+        if _refused(model, name, stranger):
+            assert_unchanged(model, before)
+            assert_tied(model, system)
+        else:
+            _assert_found(model, system, name)
+
+
+@pytest.mark.parametrize("system", SYSTEMS[:3], ids=lambda s: s.name)
+def test_a_replaced_module_is_found_by_check(system: System) -> None:
+    """`resize_token_embeddings` puts a new module in the tied one's place."""
+    for name in system.sites:
+        model = system.tied()
+        inner, stock = name.rpartition(".")[0], system.stock(seed=6)
+        setattr(model, inner, stock.get_submodule(inner))
+        with pytest.raises(eadem.TieBroken, match=inner):
+            eadem.check(model)
+
+
+@pytest.mark.parametrize("system", SYSTEMS[:3], ids=lambda s: s.name)
+def test_a_resized_owner_is_refused_where_it_is_read(system: System) -> None:
+    owner = next(n for n, count in system.owned.items() if count)
+    model = system.tied()
+    module = model.get_submodule(owner.rpartition(".")[0])
+    module._parameters["weight"] = nn.Parameter(torch.zeros(2, 2))
+    with pytest.raises(eadem.TieBroken, match=owner.replace(".", r"\.")):
+        eadem.check(model)
