@@ -12,18 +12,6 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
-from .bind import Counts as Counts
-from .bind import Tie as Tie
-from .bind import check as check
-from .bind import check_optimizers as check_optimizers
-from .bind import counts as counts
-from .bind import explain as explain
-from .bind import plan as plan
-from .bind import tie as tie
-from .bind import tie_modules as tie_modules
-from .bind import ties as ties
-from .bind import twin as twin
-from .bind import untie as untie
 from .errors import EademError as EademError
 from .errors import MissingPackage as MissingPackage
 from .errors import NoSuchSite as NoSuchSite
@@ -33,45 +21,104 @@ from .errors import TieBroken as TieBroken
 from .errors import TieConflict as TieConflict
 from .errors import TooLarge as TooLarge
 from .errors import Unsupported as Unsupported
-from .maps import Affine as Affine
-from .maps import Bounded as Bounded
-from .maps import Fixed as Fixed
-from .maps import Flip as Flip
-from .maps import Function as Function
-from .maps import Gather as Gather
-from .maps import LinearMap as LinearMap
-from .maps import Local1d as Local1d
-from .maps import Local2d as Local2d
-from .maps import Map as Map
-from .maps import Palindrome as Palindrome
-from .maps import Permute as Permute
-from .maps import Positive as Positive
-from .maps import Rotate as Rotate
-from .maps import Same as Same
-from .maps import Scale as Scale
-from .maps import Subspace as Subspace
-from .maps import Toeplitz1d as Toeplitz1d
-from .maps import Toeplitz2d as Toeplitz2d
-from .maps import Transpose as Transpose
-from .store import apply as apply
-from .store import load as load
-from .store import materialize as materialize
-from .store import record as record
-from .store import save as save
 
 if _TYPE_CHECKING:
+    from .bind import Counts as Counts
+    from .bind import Tie as Tie
+    from .bind import check as check
+    from .bind import check_optimizers as check_optimizers
+    from .bind import counts as counts
+    from .bind import explain as explain
+    from .bind import plan as plan
+    from .bind import tie as tie
+    from .bind import tie_modules as tie_modules
+    from .bind import ties as ties
+    from .bind import twin as twin
+    from .bind import untie as untie
     from .evidence._trace import trace as trace
     from .evidence.certificate import certify as certify
+    from .maps import Affine as Affine
+    from .maps import Bounded as Bounded
+    from .maps import Fixed as Fixed
+    from .maps import Flip as Flip
+    from .maps import Function as Function
+    from .maps import Gather as Gather
+    from .maps import LinearMap as LinearMap
+    from .maps import Local1d as Local1d
+    from .maps import Local2d as Local2d
+    from .maps import Map as Map
+    from .maps import Palindrome as Palindrome
+    from .maps import Permute as Permute
+    from .maps import Positive as Positive
+    from .maps import Rotate as Rotate
+    from .maps import Same as Same
+    from .maps import Scale as Scale
+    from .maps import Subspace as Subspace
+    from .maps import Toeplitz1d as Toeplitz1d
+    from .maps import Toeplitz2d as Toeplitz2d
+    from .maps import Transpose as Transpose
     from .report.summary import summary as summary
+    from .store import apply as apply
+    from .store import load as load
+    from .store import materialize as materialize
+    from .store import record as record
+    from .store import save as save
 
 __version__ = "0.1.0"
 
-_LATER = {
-    "certify": "evidence",
-    "trace": "evidence",
-    "summary": "report.summary",
+# Everything that needs torch is loaded on first use, so that the command line answers at once.
+_HOME = {
+    "bind": (
+        "Counts",
+        "Tie",
+        "check",
+        "check_optimizers",
+        "counts",
+        "explain",
+        "plan",
+        "tie",
+        "tie_modules",
+        "ties",
+        "twin",
+        "untie",
+    ),
+    "maps": (
+        "Affine",
+        "Bounded",
+        "Fixed",
+        "Flip",
+        "Function",
+        "Gather",
+        "LinearMap",
+        "Local1d",
+        "Local2d",
+        "Map",
+        "Palindrome",
+        "Permute",
+        "Positive",
+        "Rotate",
+        "Same",
+        "Scale",
+        "Subspace",
+        "Toeplitz1d",
+        "Toeplitz2d",
+        "Transpose",
+    ),
+    "store": (
+        "apply",
+        "load",
+        "materialize",
+        "record",
+        "save",
+    ),
+    "evidence": (
+        "certify",
+        "trace",
+    ),
+    "report.summary": ("summary",),
 }
-_MODULES = (
+_NAMES = {name: room for room, names in _HOME.items() for name in names}
+_ROOMS = (
     "bind",
     "errors",
     "evidence",
@@ -87,8 +134,14 @@ _MODULES = (
 
 
 def __getattr__(name: str) -> _Any:
-    if name in _LATER:
-        return getattr(_import_module(f"{__name__}.{_LATER[name]}"), name)
-    if name in _MODULES:
+    if name in _NAMES:
+        value = getattr(_import_module(f"{__name__}.{_NAMES[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _ROOMS:
         return _import_module(f"{__name__}.{name}")
     raise AttributeError(f"module 'eadem' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_NAMES, *_ROOMS})

@@ -58,9 +58,9 @@ class MissingPackage(EademError, ImportError):
 def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
     """The names closest to `name`, as a phrase for an error message.
 
-    >>> nearest("encoder.wieght", ["encoder.weight", "decoder.bias"])
+    >>> nearest("encoder.wieght", ["encoder.weight", "head.bias"])
     'nearest: encoder.weight'
     """
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=n, cutoff=0.5) or sorted(names)[:n]
+    close = difflib.get_close_matches(name, names, n=n, cutoff=0.6) or sorted(names)[:n]
     return "nearest: " + ", ".join(close) if close else "there are none"

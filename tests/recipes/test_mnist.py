@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ from torch import nn
 
 import eadem
 from eadem.errors import MissingPackage
-from eadem.recipes import _digits, mnist, run
-from eadem.recipes._training import Trained, evaluate, fit
+from eadem.recipes import _digits, mnist, render, run
+from eadem.recipes._training import Advance, Trained, concurrently, evaluate, fit
 
 PLANS = ("fully_connected", "locally_connected", "convolution")
 CLAIMS = ["C01", "C02", "C03", "C04", "C05", "C28"]
@@ -75,8 +77,10 @@ def test_three_plans_share_their_sites_and_differ_in_what_is_free(
 
 def test_the_page_stands_alone_and_shows_every_site(results: Path) -> None:
     html = (results / "report.html").read_text(encoding="utf-8")
-    assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?!data:)", html.split("<script>")[0])
-    assert not re.search(r"https?:", html)
+    references = re.findall(r'\b(?:src|href|srcset)\s*=\s*"([^"]*)"', html)
+    assert references
+    assert all(r.startswith("data:") for r in references)
+    assert not re.search(r"https?:|@import|url\(", html)
     for name, _ in [*mnist.network().named_parameters(), *mnist.cnn().named_parameters()]:
         assert f"<code>{name}</code>" in html
     for claim in CLAIMS:
@@ -110,8 +114,7 @@ def test_one_seed_gives_the_same_bits(
     monkeypatch.setattr(_digits, "_load", lambda: digits)
     monkeypatch.setattr(mnist, "QUICK", tiny)
     monkeypatch.setattr(mnist, "cnn", mnist.network)  # the larger network is only slower
-    monkeypatch.setattr(mnist, "render", lambda page: "")
-    monkeypatch.setattr(mnist, "page", lambda study: study)
+    monkeypatch.setattr(mnist, "report", lambda folder: None)
     found = []
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         torch.manual_seed(len(found))  # the world outside must not matter
@@ -171,6 +174,35 @@ def test_training_learns_and_counts_its_steps() -> None:
     assert [e.epoch for e in done.curve] == [3, 6, 8]
     assert done.accuracy > 0.95
     assert done.curve[-1].train_loss < done.curve[0].train_loss
+
+
+def test_jobs_give_their_results_in_order_and_stop_together() -> None:
+    started = threading.Event()
+
+    def slow(advance: Advance) -> str:
+        started.set()
+        while True:
+            advance(1)
+            time.sleep(0.001)
+
+    def failing(advance: Advance) -> str:
+        started.wait(10)
+        raise ZeroDivisionError
+
+    steps: list[int] = []
+    jobs = [lambda advance, i=i: (advance(i), i)[1] for i in range(9)]
+    assert concurrently(jobs, steps.append) == list(range(9))
+    assert sorted(steps) == list(range(9))
+    with pytest.raises(ZeroDivisionError):
+        concurrently([slow, failing], steps.append)
+
+
+def test_a_page_can_be_written_again(results: Path) -> None:
+    path = results / "report.html"
+    before = path.read_bytes()
+    path.unlink()
+    render(results)
+    assert path.read_bytes() == before
 
 
 def test_without_the_data_package_the_error_names_the_extra(

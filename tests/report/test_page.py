@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import re
+import sys
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from typing import Any
@@ -12,7 +12,17 @@ import pytest
 
 from eadem.errors import MissingPackage
 from eadem.report.chart import Chart, Series, chart, ticks
-from eadem.report.page import Page, Section, claims_table, foldout, pair, render, row, table
+from eadem.report.page import (
+    Page,
+    Section,
+    claims_table,
+    foldout,
+    pair,
+    ready,
+    render,
+    row,
+    table,
+)
 
 VOID = {"meta", "link", "img", "br", "circle", "line", "rect", "path"}
 
@@ -137,13 +147,8 @@ def test_ticks_are_round_and_inside() -> None:
 
 
 def test_without_jinja2_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.partition(".")[0] == "jinja2":
-            raise ModuleNotFoundError("No module named 'jinja2'", name="jinja2")
-        return known(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingPackage, match=r"eadem\[report\]"):
+        ready()
     with pytest.raises(MissingPackage, match=r"eadem\[report\]"):
         render(Page("t", "e", "l"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,8 @@ def resolve(shapes: Mapping[str, Shape], declarations: Sequence[Declaration]) ->
 
     Raises NoSuchSite, ShapeError, TieConflict (naming both paths) or TooLarge.
 
-    >>> from eadem.maps.view import Transpose
+    >>> from eadem._plan import Entry, Site
+    >>> from eadem.maps import Transpose
     >>> tie = Declaration((Entry(Site("enc"), Same()), Entry(Site("dec"), Transpose())))
     >>> plan = resolve({"enc": (2, 3), "dec": (3, 2), "bias": (3,)}, [tie])
     >>> plan.rank, plan.out_shape
@@ -108,7 +110,7 @@ class _Tie:
 def resolve_group(
     shapes: Mapping[str, Shape],
     declarations: Sequence[Declaration],
-    order: Mapping[str, int] | None = None,
+    order: Mapping[str, Any] | None = None,
 ) -> Group:
     """One connected set of declarations, resolved. `shapes` may hold other sites too."""
     names = {n for d in declarations for n in d.names}
@@ -134,7 +136,8 @@ def _classify(d: Declaration, shapes: Mapping[str, Shape], uses: Mapping[str, in
     parts = [e.site.shape(shapes[e.site.name]) for e in d.entries]
     theta, phis = bind_maps(d, parts)
     bound = [_Bound(e.site, s, p) for e, s, p in zip(d.entries, parts, phis, strict=True)]
-    index = [b for b in bound if isinstance(b.phi, LinearMap) and b.phi.index() is not None]
+    indexed = {id(p): _indexed(p) for p in {id(p): p for p in phis}.values()}
+    index = [b for b in bound if indexed[id(b.phi)]]
     if len(index) == len(bound):
         return _Tie(d, theta, tuple(bound))
     rest = [b for b in bound if b not in index]
@@ -144,12 +147,14 @@ def _classify(d: Declaration, shapes: Mapping[str, Shape], uses: Mapping[str, in
     shared = _shared_source(bound)
     if shared is not None:
         source, outer = shared
-        outer_index = [
-            b for b in outer if isinstance(b.phi, LinearMap) and b.phi.index() is not None
-        ]
-        if len(outer_index) == len(outer):
+        if all(_indexed(b.phi) for b in outer):
             return _Tie(d, source.out_shape, tuple(outer), source=source)
     return _Tie(d, theta, (), dense=tuple(bound))
+
+
+def _indexed(phi: Map) -> bool:
+    """Whether a bound map is a view or given by coordinates."""
+    return isinstance(phi, LinearMap) and (phi.view() is not None or phi.index() is not None)
 
 
 def bind_maps(d: Declaration, parts: Sequence[Shape]) -> tuple[Shape, list[Map]]:
@@ -163,7 +168,7 @@ def bind_maps(d: Declaration, parts: Sequence[Shape]) -> tuple[Shape, list[Map]]
         return cache[key]
 
     phis = [bind(e.map, s) for e, s in zip(d.entries, parts, strict=True)]
-    wanted = list(dict.fromkeys(p.in_shape for p in phis))
+    wanted = list(dict.fromkeys(p.in_shape for p in {id(p): p for p in phis}.values()))
     if len(wanted) == 1:
         return wanted[0], phis
     for theta in sorted(wanted, key=lambda s: (-numel(s), s)):
@@ -254,10 +259,13 @@ class _Classes:
         self.element: dict[str | int, View] = {}
         #: views that a root must be fixed under: (root, view, tie)
         self.cycles: list[tuple[str | int, View, int]] = []
+        views: dict[int, View | None] = {}
         for i, t in enumerate(ties):
             for b in t.index:
-                assert isinstance(b.phi, LinearMap)
-                view = b.phi.view() if b.site.index is None else None
+                if id(b.phi) not in views:
+                    assert isinstance(b.phi, LinearMap)
+                    views[id(b.phi)] = b.phi.view()
+                view = views[id(b.phi)] if b.site.index is None else None
                 if view is not None:
                     self._union(b.site.name, i, view, i)
         self.cycles = [self._at_root(*cycle) for cycle in self.cycles]
@@ -268,9 +276,12 @@ class _Classes:
     def find(self, node: str | int) -> tuple[str | int, View]:
         """The root of a node's class and the view from root to node."""
         path = []
+        start = node
         while self.parent[node] != node:
             path.append(node)
             node = self.parent[node]
+        if len(path) == 1:
+            return node, self.element[start]
         view = View.identity(len(self.shapes[node]))
         for n in reversed(path):
             view = self.element[n].after(view) if not view.is_identity else self.element[n]
@@ -419,6 +430,7 @@ class _Coordinates:
         """Owners and expressions of every site."""
         owners: dict[str, Owner] = {}
         expressions: dict[str, Expression] = {}
+        seen: dict[tuple[str, View], Expression] = {}
         for root, members in self.classes.members.items():
             if root in self.dissolved or not isinstance(root, str):
                 continue
@@ -426,8 +438,10 @@ class _Coordinates:
             for m in members:
                 if isinstance(m, str) and m != root:
                     view = self.classes.find(m)[1]
-                    outer = Viewed(view).bind(shapes[m])
-                    expressions[m] = Expression((root,), outer)
+                    if (root, view) not in seen:
+                        outer = Viewed(view).bind(shapes[m])
+                        seen[root, view] = Expression((root,), outer)
+                    expressions[m] = seen[root, view]
         if self.dissolved:
             self._dissolved(shapes, owners, expressions)
         for i, t in enumerate(self.ties):

@@ -110,26 +110,38 @@ def residuals(phis: Sequence[Map], values: Sequence[Tensor]) -> list[float]:
     if len(values) == 0 or any(v.is_meta for v in values):
         return [float("nan")] * len(values)
     best = _best(phis, values)
+    expanded: dict[int, Tensor] = {}
     found = []
     for phi, value in zip(phis, values, strict=True):
-        away = (phi.expand(best) - value).abs()
-        found.append(float(away.max()) if away.numel() else 0.0)
-    return found
+        if id(phi) not in expanded:
+            expanded[id(phi)] = phi.expand(best)
+        away = expanded[id(phi)] - value
+        found.append(away.abs().max() if away.numel() else away.sum())
+    return [float(x) for x in found]
 
 
 def _best(phis: Sequence[Map], values: Sequence[Tensor]) -> Tensor:
-    linear = [p for p in phis if isinstance(p, LinearMap)]
-    diagonals = [p.gram_diagonal() for p in linear]
-    if len(linear) < len(phis) or any(d is None for d in diagonals):
+    distinct = {id(p): p for p in phis}
+    diagonals = {
+        k: p.gram_diagonal() if isinstance(p, LinearMap) else None for k, p in distinct.items()
+    }
+    theta = phis[0].in_shape
+    if any(d is None for d in diagonals.values()):
         flat = torch.cat([v.reshape(-1) for v in values])
         whole = phis[0] if len(phis) == 1 else stack(phis)
-        return whole.lift(flat.reshape(whole.out_shape)).reshape(phis[0].in_shape)
-    pulled = torch.zeros(phis[0].in_shape, dtype=values[0].dtype, device=values[0].device)
-    weight = torch.zeros(numel(phis[0].in_shape), dtype=torch.float64)
-    for phi, value, diagonal in zip(linear, values, diagonals, strict=True):
-        offset = phi.offset
-        pulled = pulled + phi.adjoint(value if offset is None else value - offset.to(value))
+        return whole.lift(flat.reshape(whole.out_shape)).reshape(theta)
+    pulled = torch.zeros(theta, dtype=values[0].dtype, device=values[0].device)
+    weight = torch.zeros(numel(theta), dtype=torch.float64)
+    for key, phi in distinct.items():
+        mine = [v for v, p in zip(values, phis, strict=True) if id(p) == key]
+        total = mine[0] if len(mine) == 1 else mine[0].clone()
+        for more in mine[1:]:
+            total += more
+        diagonal = diagonals[key]
+        assert isinstance(phi, LinearMap)
         assert diagonal is not None
-        weight += diagonal
-    per = weight.reshape(phis[0].in_shape).to(pulled.device)
+        offset = phi.offset
+        pulled += phi.adjoint(total if offset is None else total - len(mine) * offset.to(total))
+        weight += len(mine) * diagonal
+    per = weight.reshape(theta).to(pulled.device)
     return torch.where(per > 0, pulled / per.clamp(min=1e-30).to(pulled.dtype), 0.0)

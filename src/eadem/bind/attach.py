@@ -21,7 +21,7 @@ def values_of(sites: Sites, names: Iterable[str]) -> dict[str, Tensor]:
     """The present values of some sites, detached. Parameters are not copied."""
     found = {}
     for name in names:
-        module, attr = sites.places[name]
+        module, attr = sites[name]
         links = module.__dict__.get(LINKS)
         link = links.get(attr) if links else None
         with torch.no_grad():
@@ -31,6 +31,7 @@ def values_of(sites: Sites, names: Iterable[str]) -> dict[str, Tensor]:
     return found
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def attach(
     sites: Sites,
@@ -56,7 +57,7 @@ def attach(
     grads = {id(g): _requires_grad(g) for g in old}
     default = next(iter(grads.values()), True)
     for name, value in freed.items():
-        module, attr = sites.places[name]
+        module, attr = sites[name]
         p = module._parameters.get(attr)
         if p is None or p.shape != value.shape:
             _store(module, attr, value.clone(), default, name)
@@ -79,6 +80,7 @@ def attach(
             if not link.sources:
                 link.like = thetas["\0like:" + key]
             links[module][attr] = link
+            link.warm()
     for module, found in links.items():
         _reorder(module)
         dress(module, found)
@@ -152,8 +154,7 @@ def _mark(sites: Sites, old: list[TieGroup], new: list[TieGroup]) -> None:
             if not rest:
                 _unhook(module)
     for group in new:
-        modules = dict.fromkeys(place.module for place in group.places.values())
-        group.scope = sites.ancestors(modules)
+        group.scope = sites.ancestors(group.places)
         for module in group.scope:
             set_marks(module, [*marks(module), group])
             _hook(module)

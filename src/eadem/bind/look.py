@@ -49,7 +49,8 @@ def ties(model: nn.Module) -> list[Tie]:
     found = []
     for group in sites.groups:
         for bound in group.ties:
-            names = [sites.name(group.places[e.key]) for e in bound.entries]
+            own = sites.named(group)
+            names = [own[e.key] for e in bound.entries]
             found.append((min(sites.order[n] for n in names), Tie(model, bound)))
     return [t for _, t in sorted(found, key=lambda pair: pair[0])]
 
@@ -74,7 +75,7 @@ def declarations(model: nn.Module) -> tuple[Declaration, ...]:
 def _all(sites: Sites) -> list[tuple[Declaration, BoundTie]]:
     found = []
     for group in sites.groups:
-        names = {k: sites.name(p) for k, p in group.places.items()}
+        names = sites.named(group)
         found += [(_by_name(t, names), t) for t in group.ties]
     return found + _aliases(sites)
 
@@ -93,7 +94,7 @@ def resolved(model: nn.Module) -> Plan:
     expressions: dict[str, Expression] = {}
     groups = []
     for group in sites.groups:
-        name = {k: sites.name(p) for k, p in group.places.items()}
+        name = sites.named(group)
         groups.append(tuple(name.values()))
         owners.update({name[k]: o for k, o in group.resolved.owners.items()})
         for k, e in group.resolved.expressions.items():
@@ -213,7 +214,7 @@ def explain(model: nn.Module, site: str) -> str:
     (name, _), *_more = sites.find(site)
     lines = []
     for group in sites.groups:
-        names = {k: sites.name(p) for k, p in group.places.items()}
+        names = sites.named(group)
         key = next((k for k, n in names.items() if n == name), None)
         if key is None:
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 import torch
@@ -22,56 +22,97 @@ __all__ = ["Sites", "is_pattern", "match"]
 class Sites:
     """Every parameter place of a model, in the order of `named_parameters()`.
 
-    `places`: name → place, derived sites included; `names`: place → name; `aliases`: the
-    names of places that hold a parameter which an earlier place holds too.
+    A model is walked once for its modules; names are made only where a pattern, a listing, a
+    module registered twice or a parameter held twice asks for all of them. So a call that
+    names its sites costs little on a model with thousands.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):
+            raise Unsupported(
+                f"a tie is declared on an nn.Module; this is a {type(model).__name__}"
+            )
         self.model = model
-        self.places: dict[str, Place] = {}
-        self.modules: dict[nn.Module, str] = {}
-        self.parents: dict[nn.Module, list[nn.Module]] = {}
         self.groups: list[TieGroup] = []
-        self.aliases: dict[str, str] = {}
-        seen_groups: set[int] = set()
-        seen_parameters: dict[int, str] = {}
-        stack: list[tuple[str, nn.Module]] = [("", model)]
+        modules, held = [], []
+        stack: list[nn.Module | None] = [model]
         while stack:
-            prefix, module = stack.pop()
-            if module in self.modules:
+            module = stack.pop()
+            if module is None:
                 continue
-            self.modules[module] = prefix
+            modules.append(module)
             contents = module.__dict__
-            mark = contents.get(MARK)
-            if mark is not None:
-                for g in mark.groups:
-                    if id(g) not in seen_groups:
-                        seen_groups.add(id(g))
-                        self.groups.append(g)
-            parameters = contents["_parameters"]
-            links = contents.get(LINKS)
-            if links:
-                names = list(contents.get(ORDER, ()))
-                names += [a for a in parameters if a not in names]
-            else:
-                links, names = (), parameters
-            for attr in names:
-                p = parameters.get(attr)
-                if p is None and attr not in links:
-                    continue
-                name = f"{prefix}.{attr}" if prefix else attr
-                self.places[name] = Place(module, attr)
-                if p is not None:
-                    first = seen_parameters.setdefault(id(p), name)
-                    if first != name:
-                        self.aliases[name] = first
-            children = contents["_modules"]
-            if children:
-                dot = f"{prefix}." if prefix else ""
-                for child_name, child in reversed(children.items()):
-                    if child is not None:
-                        self.parents.setdefault(child, []).append(module)
-                        stack.append((dot + child_name, child))
+            if contents["_parameters"]:
+                held += contents["_parameters"].values()
+            if contents["_modules"]:
+                stack += contents["_modules"].values()
+            if MARK in contents:
+                known = {id(g) for g in self.groups}
+                self.groups += [g for g in contents[MARK].groups if id(g) not in known]
+        present = [id(p) for p in held if p is not None]
+        #: whether every module and every parameter has one name
+        self.simple = len(modules) == len(set(modules)) and len(present) == len(set(present))
+        self._named: dict[str, Place] = {}
+
+    @cached_property
+    def _scan(self) -> _Scan:
+        return _Scan(self.model)
+
+    @property
+    def places(self) -> dict[str, Place]:
+        """Every place by name, derived sites included."""
+        return self._scan.places
+
+    @property
+    def modules(self) -> dict[nn.Module, str]:
+        """Every module with its name."""
+        return self._scan.modules
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Names of places that hold a parameter which an earlier place (the value) holds."""
+        return {} if self.simple else self._scan.aliases
+
+    def place(self, name: str) -> Place | None:
+        """The place called `name`, or None."""
+        if not self.simple:
+            return self.places.get(name)
+        found = self._named.get(name)
+        if found is None:
+            chain = self._chain(name)
+            attr = name.rpartition(".")[2]
+            if chain is None or not _holds(chain[-1], attr):
+                return None
+            found = self._named[name] = Place(chain[-1], attr)
+        return found
+
+    def _chain(self, name: str) -> list[nn.Module] | None:
+        """The modules on the way to a site, from the model itself."""
+        chain = [self.model]
+        for part in name.split(".")[:-1]:
+            child = chain[-1]._modules.get(part)
+            if child is None:
+                return None
+            chain.append(child)
+        return chain
+
+    def __getitem__(self, name: str) -> Place:
+        found = self.place(name)
+        if found is None:
+            raise NoSuchSite(f"{type(self.model).__name__} has no parameter {name!r}")
+        return found
+
+    def rank(self, name: str) -> tuple[int, ...]:
+        """What sorts names in traversal order."""
+        if not self.simple or "_scan" in self.__dict__:
+            return (self.order[name],)
+        at, where = self.model, []
+        *path, attr = name.split(".")
+        for part in path:
+            where.append(list(at._modules).index(part))
+            at = at._modules[part]  # type: ignore[assignment]
+        # a module's own parameters come before those of its children
+        return (*where, -len(at._parameters) - 1 + _attributes(at).index(attr))
 
     @cached_property
     def names(self) -> dict[Place, str]:
@@ -85,18 +126,33 @@ class Sites:
 
     def name(self, place: Place) -> str:
         """The name of a place, by its module's path."""
+        return self._full_name(place)
+
+    def named(self, group: TieGroup) -> dict[str, str]:
+        """Today's name of every place of a group, by the group's key."""
+        found = {}
+        for key, place in group.places.items():
+            same = self.simple and self.place(key) == place
+            found[key] = key if same else self._full_name(place)
+        return found
+
+    def _full_name(self, place: Place) -> str:
         prefix = self.modules[place.module]
         return f"{prefix}.{place.attr}" if prefix else place.attr
 
     def shape(self, name: str) -> Shape:
         """The shape of the site (not of the θ that its parameter may hold)."""
-        place = self.places[name]
+        place = self[name]
         links = place.module.__dict__.get(LINKS)
         if links and place.attr in links:
             shape: Shape = links[place.attr].shape
             return shape
         found = place.parameter
         assert found is not None
+        if isinstance(found, UninitializedParameter):
+            raise Unsupported(
+                f"{name!r} has no shape yet (lazy module); run the model once, then tie"
+            )
         return tuple(found.shape)
 
     def find(self, text: str) -> list[tuple[str, object]]:
@@ -104,6 +160,11 @@ class Sites:
 
         Raises NoSuchSite (nearest names listed) or Unsupported (with the reason).
         """
+        if not isinstance(text, str):
+            raise NoSuchSite(
+                f"a site is named by text such as 'encoder.weight', not by a "
+                f"{type(text).__name__}"
+            )
         name, index = parse(text)
         if is_pattern(name):
             found = match(name, self.places)
@@ -113,7 +174,7 @@ class Sites:
                     f"{type(self.model).__name__}; {nearest(name, self.places)}"
                 )
             return [(n, index) for n in found]
-        if name in self.places:
+        if self.place(name) is not None:
             return [(name, index)]
         return [(self._other_name(name), index)]
 
@@ -149,28 +210,29 @@ class Sites:
             + nearest(name, self.places)
         )
 
-    def ancestors(self, modules: Iterable[nn.Module]) -> list[nn.Module]:
-        """The modules of this model that contain all of `modules`, outermost first."""
-        common: set[nn.Module] | None = None
-        for m in modules:
-            above: set[nn.Module] = set()
-            todo = [m]
-            while todo:
-                at = todo.pop()
-                if at not in above:
-                    above.add(at)
-                    todo.extend(self.parents.get(at, ()))
-            common = above if common is None else common & above
-            if len(common) == 1:
-                break
-        found = common or {self.model}
-        return [m for m in self.modules if m in found]
+    def ancestors(self, places: Mapping[str, Place]) -> list[nn.Module]:
+        """The modules of this model that contain all of some places, outermost first."""
+        if self.simple and all(self.place(n) == p for n, p in places.items()):
+            common: list[nn.Module] | None = None
+            for name in places:
+                chain = self._chain(name)
+                assert chain is not None
+                if common is None:
+                    common = chain
+                while common[-1] is not chain[min(len(common), len(chain)) - 1]:
+                    common = common[:-1]
+                    if len(common) > len(chain):
+                        common = common[: len(chain)]
+                if len(common) == 1:
+                    break
+            return common or [self.model]
+        return self._scan.ancestors(p.module for p in places.values())
 
     def supported(self, names: Iterable[str]) -> None:
         """Raise Unsupported where a place cannot carry a tie, or the places do not agree."""
         first: tuple[str, torch.Tensor] | None = None
         for name in names:
-            module, attr = self.places[name]
+            module, attr = self[name]
             _supported_module(name, module)
             p = module._parameters.get(attr)
             if p is None:
@@ -179,11 +241,6 @@ class Sites:
                 )
                 if p is None:
                     continue
-            if isinstance(p, UninitializedParameter):
-                raise Unsupported(
-                    f"{name!r} has no shape yet (lazy module); run the model once on an input, "
-                    "then tie"
-                )
             if not (p.dtype.is_floating_point or p.dtype.is_complex):
                 raise Unsupported(
                     f"{name!r} holds {p.dtype}; a tie learns its values, so they must be "
@@ -202,6 +259,69 @@ class Sites:
                         f"{first[0]!r} and {name!r} differ in {what} ({a} and {b}); one θ has "
                         f"one {what}: make them agree before tying"
                     )
+
+
+class _Scan:
+    """All names of a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.places: dict[str, Place] = {}
+        self.modules: dict[nn.Module, str] = {}
+        self.parents: dict[nn.Module, list[nn.Module]] = {}
+        self.aliases: dict[str, str] = {}
+        seen: dict[int, str] = {}
+        stack: list[tuple[str, nn.Module]] = [("", model)]
+        while stack:
+            prefix, module = stack.pop()
+            if module in self.modules:
+                continue
+            self.modules[module] = prefix
+            for attr in _attributes(module):
+                name = f"{prefix}.{attr}" if prefix else attr
+                self.places[name] = Place(module, attr)
+                p = module._parameters.get(attr)
+                if p is not None:
+                    first = seen.setdefault(id(p), name)
+                    if first != name:
+                        self.aliases[name] = first
+            dot = f"{prefix}." if prefix else ""
+            for child_name, child in reversed(module._modules.items()):
+                if child is not None:
+                    self.parents.setdefault(child, []).append(module)
+                    stack.append((dot + child_name, child))
+
+    def ancestors(self, modules: Iterable[nn.Module]) -> list[nn.Module]:
+        """The modules that contain all of `modules`, outermost first."""
+        common: set[nn.Module] | None = None
+        for m in modules:
+            above: set[nn.Module] = set()
+            todo = [m]
+            while todo:
+                at = todo.pop()
+                if at not in above:
+                    above.add(at)
+                    todo.extend(self.parents.get(at, ()))
+            common = above if common is None else common & above
+            if len(common) == 1:
+                break
+        found = common or {self.model}
+        return [m for m in self.modules if m in found]
+
+
+def _attributes(module: nn.Module) -> list[str]:
+    """The attributes that are places, in the order they had before any tie."""
+    held = module._parameters
+    links = module.__dict__.get(LINKS)
+    if not links:
+        return [a for a, p in held.items() if p is not None]
+    names = list(module.__dict__.get(ORDER, ()))
+    names += [a for a in held if a not in names]
+    return [a for a in names if held.get(a) is not None or a in links]
+
+
+def _holds(module: nn.Module, attr: str) -> bool:
+    return module._parameters.get(attr) is not None or attr in module.__dict__.get(LINKS, ())
 
 
 def _supported_module(name: str, module: nn.Module) -> None:
@@ -234,8 +354,3 @@ def match(pattern: str, names: Iterable[str]) -> list[str]:
     kinds = {"**": ".+", "*": "[^.]*"}
     expression = re.compile("".join(kinds.get(p) or re.escape(p) for p in pieces))
     return [n for n in names if expression.fullmatch(n)]
-
-
-def iterate_groups(model: nn.Module) -> Iterator[TieGroup]:
-    """The groups inside a model, each once."""
-    yield from Sites(model).groups

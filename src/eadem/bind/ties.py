@@ -112,7 +112,7 @@ class Tie:
         (name, index), *_ = sites.find(site)
         if str(Site(name, canonical(index, sites.shape(name), site))) not in names:
             raise NoSuchSite(f"{site!r} is no site of {self!r}; {nearest(site, names)}")
-        module, attr = sites.places[name]
+        module, attr = sites[name]
         found: Tensor = getattr(module, attr)
         return found if index is None else found[index]  # type: ignore[index]
 
@@ -314,7 +314,7 @@ def _declare(index: Sites, wanted: Sequence[_Wanted], bound: Sequence[BoundTie])
     """Resolve new declarations together with the ties they touch, then bind them."""
     names = dict.fromkeys(n for w in wanted for n in w.declaration.names)
     for name in names:
-        if name not in index.places:
+        if index.place(name) is None:
             index.find(name)
     touched, declared = _touched(index, names)
     aliases = _aliases(index)
@@ -345,10 +345,11 @@ def _touched(
     """The groups that hold any of these sites, and their ties by today's names."""
     touched = []
     declared: list[tuple[Declaration, BoundTie]] = []
+    wanted = {index[n] for n in names}
     for group in index.groups:
-        own = {k: index.name(p) for k, p in group.places.items()}
-        if any(n in names for n in own.values()):
+        if not wanted.isdisjoint(group.places.values()):
             touched.append(group)
+            own = index.named(group)
             declared += [(_by_name(t, own), t) for t in group.ties]
     return touched, declared
 
@@ -436,7 +437,7 @@ def _resolve(
     start: Start,
 ) -> tuple[list[TieGroup], dict[str, Tensor]]:
     """Every connected group resolved, and the free values to start from."""
-    order = index.order
+    order = {n: index.rank(n) for n in shapes}
     bounds = {id(d): b for d, b in everything}
     groups, thetas = [], {}
     for members in connected([d for d, _ in everything]):
@@ -446,7 +447,7 @@ def _resolve(
         for name, e in resolved.expressions.items():
             if not e.owners:
                 thetas["\0like:" + name] = values[name].new_zeros(0)
-        places = {n: index.places[n] for n in resolved.names}
+        places = {n: index[n] for n in resolved.names}
         local = {n: tuple(shapes[n]) for n in resolved.names}
         ties = [bounds[id(d)] for d in members]
         for d, b in zip(members, ties, strict=True):
@@ -512,7 +513,7 @@ def _fan_in(index: Sites, group: Group, name: str, shape: Shape) -> float:
         found = outer.index() if isinstance(outer, LinearMap) else None
         live = numel(shape) if found is None else int((found.position >= 0).sum())
         return live / shape[0]
-    module = index.places[name].module
+    module = index[name].module
     beside = next((n for n, p in index.places.items() if p == (module, "weight")), None)
     if beside is None or len(index.shape(beside)) < 2:
         return 1.0
@@ -545,7 +546,7 @@ def untie(model: nn.Module, *sites: str) -> nn.Module:
     everything: list[tuple[Declaration, BoundTie]] = []
     touched = []
     for group in index.groups:
-        own = {k: index.name(p) for k, p in group.places.items()}
+        own = index.named(group)
         if not out or any(s.name in own.values() for s in out):
             touched.append(group)
             everything += [(_by_name(t, own), t) for t in group.ties]

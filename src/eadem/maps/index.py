@@ -244,6 +244,10 @@ class IndexMap(LinearMap):
     def _prepare(self) -> None:
         object.__setattr__(self, "_coordinates", None)
 
+    def ready(self) -> None:
+        """Build the coordinates and the arrays that gather them."""
+        self.index().plan()
+
     def forward(self, theta: Tensor) -> Tensor:
         """The gathered (and scaled) values, of `out_shape`."""
         return self.index().forward(theta.reshape(-1)).reshape(self.out_shape)

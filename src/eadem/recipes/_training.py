@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -103,6 +103,8 @@ def concurrently(jobs: Sequence[Callable[[Advance], T]], advance: Advance) -> li
     with ThreadPoolExecutor(WORKERS) as pool:
         futures = [pool.submit(job, step) for job in jobs]
         try:
+            for future in as_completed(futures):
+                future.result()
             return [future.result() for future in futures]
         except BaseException:
             stopped.set()

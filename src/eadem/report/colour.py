@@ -69,11 +69,13 @@ SPREAD = 4096
 def _spread(index: NDArray[np.int64], size: int) -> Floats:
     """Numbers in 0–1: the golden-ratio sequence, or a hash (lowbias32) of more than SPREAD."""
     if size <= SPREAD:
-        return np.mod(index * GOLDEN, 1.0)
+        golden: Floats = np.mod(index * GOLDEN, 1.0)
+        return golden
     x = index.astype(np.uint32)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
-    return (x ^ (x >> np.uint32(16))) / 2.0**32
+    hashed: Floats = (x ^ (x >> np.uint32(16))) / 2.0**32
+    return hashed
 
 
 def entries(index: NDArray[np.int64], size: int, hue: float = 250.0, steps: int = 48) -> Bytes:

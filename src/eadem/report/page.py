@@ -6,6 +6,7 @@ The page is put together from blocks of HTML text that the other modules of this
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -22,6 +23,7 @@ __all__ = [
     "claims_table",
     "foldout",
     "pair",
+    "ready",
     "render",
     "row",
     "table",
@@ -73,18 +75,28 @@ def _text(name: str) -> str:
 
 def render(page: Page) -> str:
     """The page as HTML text. Raises MissingPackage without jinja2."""
+    template = (
+        _jinja2()
+        .Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        .from_string(_text("page.html.jinja"))
+    )
+    html: str = template.render(page=page, style=_text("page.css"), script=_text("page.js"))
+    return html
+
+
+def ready() -> None:
+    """Raises MissingPackage where `render` would: to be asked before long work begins."""
+    _jinja2()
+
+
+def _jinja2() -> Any:
     try:
-        import jinja2
+        return importlib.import_module("jinja2")
     except ModuleNotFoundError as error:
         raise MissingPackage(
             "a report page needs the package 'jinja2', which is not installed: "
             'pip install "eadem[report]"'
         ) from error
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(_text("page.html.jinja"))
-    return template.render(page=page, style=_text("page.css"), script=_text("page.js"))
 
 
 def row(*blocks: str) -> str:

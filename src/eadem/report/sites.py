@@ -88,7 +88,8 @@ def _view(
     owners = (name,) if expression is None else expression.owners
     stored = sum(math.prod(plan.owners[o].shape) for o in owners)
     free = stored if position is None else len(set(position[position >= 0].tolist()))
-    owner_shape, start = (total,), 0
+    owner_shape: tuple[int, ...] = (total,)
+    start = 0
     if len(owners) == 1:
         owner_shape, start = tuple(plan.owners[owners[0]].shape), starts[owners[0]]
     return SiteView(

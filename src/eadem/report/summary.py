@@ -14,13 +14,17 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
+from pathlib import Path
 
+import torch
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from safetensors import safe_open
 from torch import nn
 
 from eadem._plan import Plan
@@ -28,10 +32,13 @@ from eadem.bind import resolved
 from eadem.maps import LinearMap
 from eadem.report.numbers import count, ratio
 from eadem.report.sites import map_texts
+from eadem.store import apply, read_record
 
-__all__ = ["GroupRow", "Summary", "summary"]
+__all__ = ["GroupRow", "Summary", "summary", "summary_of_file"]
 
 _SHOWN = 8
+_ARRAY = "eadem/"
+_REAL = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -145,6 +152,42 @@ def _lines(row: GroupRow) -> Iterable[tuple[str, str]]:
 def summary(model: nn.Module) -> Summary:
     """The ties of a model, with free, stored and expanded counts."""
     return of_plan(type(model).__name__, resolved(model), map_texts(model))
+
+
+def summary_of_file(path: str | os.PathLike[str]) -> Summary:
+    """The same for a file that `eadem.save` wrote, from its record and its tensors' shapes.
+
+    A file does not say which of its tensors are buffers: those of floating point count as
+    untied parameters. Raises RecordError where the file is not one of Eadem's.
+    """
+    found = read_record(path)
+    shapes = {name: tuple(shape) for name, shape in found["sites"].items()}
+    arrays = {}
+    with safe_open(str(path), framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118  (the file is no mapping)
+            if key.startswith(_ARRAY):
+                arrays[key.removeprefix(_ARRAY)] = file.get_tensor(key)
+            elif key not in shapes and file.get_slice(key).get_dtype() in _REAL:
+                shapes[key] = tuple(file.get_slice(key).get_shape())
+    model = _skeleton(shapes)
+    if found["ties"]:
+        apply(model, found, arrays)
+    made = summary(model)
+    return replace(made, title=Path(path).name)
+
+
+def _skeleton(shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
+    """Parameters of these names and shapes and nothing else; they take no memory."""
+    root = nn.Module()
+    for name, shape in shapes.items():
+        *path, attr = name.split(".")
+        module = root
+        for part in path:
+            if part not in module._modules:
+                module.add_module(part, nn.Module())
+            module = module.get_submodule(part)
+        module.register_parameter(attr, nn.Parameter(torch.empty(shape, device="meta")))
+    return root
 
 
 def of_plan(title: str, plan: Plan, maps: Mapping[str, Sequence[str]]) -> Summary:
