@@ -172,71 +172,75 @@ def equality() -> list[Row]:
 
 
 class Written(nn.Module):
-    """A convolution whose kernel is an expression of a smaller parameter."""
+    """A linear layer whose weight is an expression of a smaller parameter."""
 
-    def __init__(self, theta: Tensor, bias: Tensor, kernel: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, theta: Tensor, bias: Tensor, index: Tensor) -> None:
         super().__init__()
         self.theta = nn.Parameter(theta.detach().clone())
         self.bias = nn.Parameter(bias.detach().clone())
-        self.kernel = kernel
+        self.index = index
+        self.shape = (len(bias), -1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.conv1d(x, self.kernel(self.theta), self.bias, padding=4)
+        weight = self.theta.index_select(0, self.index).view(self.shape)
+        return functional.linear(x, weight, self.bias)
 
 
-class Convolution(nn.Module):
-    """The stock layer, alone, as the root of a model."""
+class Reads(nn.Module):
+    """A root model that uses its layer `times` times over."""
 
-    def __init__(self) -> None:
+    def __init__(self, layer: nn.Module, times: int) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(16, 16, 9, padding=4)
+        self.layer = layer
+        self.times = times
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+        for _ in range(self.times):
+            x = torch.relu(self.layer(x))
+        return x
 
 
 def mapped() -> list[Row]:
-    """A structured site against the gather that one would write."""
-    shape = (16, 16, 9)
-    size = 16 * 16 * 9
-    scattered = torch.randint(0, size // 3, shape, generator=torch.Generator().manual_seed(0))
-    cases: list[tuple[str, LinearMap]] = [
-        ("Palindrome", Palindrome(dim=-1)),
-        ("Gather", Gather(scattered)),
-    ]
-    x = torch.randn(BATCH, 16, 64)
+    """A structured site against the gather that one would write, which is done at each use."""
     found = []
-    for name, phi in cases:
-        torch.manual_seed(0)
-        model = Convolution()
-        eadem.tie(model, "conv.weight", via=phi)
-        theta = model.conv._parameters["weight"]
-        assert theta is not None
-        index = _positions(model, theta)
-
-        def kernel(t: Tensor, index: Tensor = index) -> Tensor:
-            return t.index_select(0, index).view(shape)
-
-        bias = model.conv.bias
-        assert bias is not None
-        hand = Written(theta, bias, kernel)
-        torch.testing.assert_close(model(x), hand(x), rtol=0, atol=0)
-        against = "F.conv1d(x, θ.index_select(0, index)) by hand"
-        ratio = paired(_squares(model, x), _squares(hand, x))
-        found.append(row(f"{name} convolution, step", against, ratio, LIMIT))
-        ratio = paired(evaluation(model, x), evaluation(hand, x))
-        found.append(row(f"{name} convolution, evaluation", against, ratio, LIMIT))
+    for width in (64, 256, 784):
+        size = width * width
+        scattered = torch.randint(
+            0, size // 3, (width, width), generator=torch.Generator().manual_seed(0)
+        )
+        cases: list[tuple[str, LinearMap, int]] = [
+            ("Palindrome", Palindrome(dim=-1), 1),
+            ("Gather", Gather(scattered), 1),
+            ("Gather", Gather(scattered), 4),
+        ]
+        for name, phi, times in cases:
+            torch.manual_seed(0)
+            model = Reads(nn.Linear(width, width), times)
+            eadem.tie(model, "layer.weight", via=phi)
+            hand = _by_index(model, times)
+            x = torch.randn(BATCH, width)
+            torch.testing.assert_close(model(x), hand(x), rtol=0, atol=0)
+            what = f"{name} {width}→{width}" + (f", read {times} times" if times > 1 else "")
+            against = "θ.index_select(0, index) by hand"
+            ratio = paired(_squares(model, x), _squares(hand, x))
+            found.append(row(f"{what}, step", against, ratio, LIMIT))
+            ratio = paired(evaluation(model, x), evaluation(hand, x))
+            found.append(row(f"{what}, evaluation", against, ratio, LIMIT))
     return found
 
 
-def _positions(model: Convolution, theta: Tensor) -> Tensor:
-    """Which free value stands at each place of the kernel, found by writing their numbers."""
+def _by_index(model: Reads, times: int) -> Reads:
+    """The hand-written peer: which free value stands where is found by writing numbers."""
+    layer = model.layer
+    theta = layer._parameters["weight"]
+    assert isinstance(layer, nn.Linear)
+    assert theta is not None
     held = theta.detach().clone()
     with torch.no_grad():
         theta.copy_(torch.arange(theta.numel(), dtype=theta.dtype))
-        index = model.conv.weight.detach().reshape(-1).long().clone()
+        index = layer.weight.detach().reshape(-1).long().clone()
         theta.copy_(held)
-    return index
+    return Reads(Written(held, layer.bias, index), times)
 
 
 def _squares(model: nn.Module, x: Tensor) -> Use:

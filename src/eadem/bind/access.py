@@ -178,6 +178,7 @@ def _apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> A
                 alone._parameters[attr] = p
                 nn.Module._apply(alone, fn, False)
                 module._parameters[attr] = alone._parameters[attr]
+        link.warm()
     return moved
 
 

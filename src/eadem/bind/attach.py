@@ -31,6 +31,7 @@ def values_of(sites: Sites, names: Iterable[str]) -> dict[str, Tensor]:
     return found
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def attach(
     sites: Sites,
@@ -79,6 +80,7 @@ def attach(
             if not link.sources:
                 link.like = thetas["\0like:" + key]
             links[module][attr] = link
+            link.warm()
     for module, found in links.items():
         _reorder(module)
         dress(module, found)

@@ -119,6 +119,21 @@ class Link:
         self.group, self.key, self.expression = group, key, expression
         self.sources, self.shape = sources, shape
         self.like: Tensor | None = None
+        self.ready()
+
+    def ready(self) -> None:
+        """Build what the maps build on first use: a trace must find it there."""
+        self.expression.outer.ready()
+        for _, _, owner in self.sources:
+            if owner.source is not None:
+                owner.source.ready()
+
+    def warm(self) -> None:
+        """Have the constants on the device of the values, before anything is compiled."""
+        like = next((m._parameters[a] for m, a, _ in self.sources), self.like)
+        if like is not None and like.device.type not in ("cpu", "meta"):
+            with torch.inference_mode(False), torch.no_grad():
+                self.compute()
 
     def owners(self) -> Iterator[tuple[str, Owner]]:
         """The owners it reads, by key."""
@@ -153,6 +168,7 @@ class Link:
     def __setstate__(self, state: dict[str, Any]) -> None:
         for k, v in state.items():
             setattr(self, k, v)
+        self.ready()
 
 
 class _Token:

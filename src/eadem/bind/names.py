@@ -28,6 +28,10 @@ class Sites:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):
+            raise Unsupported(
+                f"a tie is declared on an nn.Module; this is a {type(model).__name__}"
+            )
         self.model = model
         self.groups: list[TieGroup] = []
         modules, held = [], []
@@ -145,6 +149,10 @@ class Sites:
             return shape
         found = place.parameter
         assert found is not None
+        if isinstance(found, UninitializedParameter):
+            raise Unsupported(
+                f"{name!r} has no shape yet (lazy module); run the model once, then tie"
+            )
         return tuple(found.shape)
 
     def find(self, text: str) -> list[tuple[str, object]]:
@@ -233,11 +241,6 @@ class Sites:
                 )
                 if p is None:
                     continue
-            if isinstance(p, UninitializedParameter):
-                raise Unsupported(
-                    f"{name!r} has no shape yet (lazy module); run the model once on an input, "
-                    "then tie"
-                )
             if not (p.dtype.is_floating_point or p.dtype.is_complex):
                 raise Unsupported(
                     f"{name!r} holds {p.dtype}; a tie learns its values, so they must be "

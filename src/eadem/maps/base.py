@@ -165,6 +165,13 @@ class Map:
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.arguments(), self.__dict__.get("_bound")))
 
+    def ready(self) -> None:
+        """Build every constant that is built on first use, so that no trace has to."""
+        for value in self.arguments().values():
+            for part in value if isinstance(value, tuple) else (value,):
+                if isinstance(part, Map):
+                    part.ready()
+
     def _prepare(self) -> None:
         """Called once on a newly bound map: the place to build constants."""
 

@@ -137,6 +137,9 @@ class ViewMap(IndexMap):
         element: View = self.__dict__["_element"]
         return element
 
+    def ready(self) -> None:
+        """A view has nothing to build; its coordinates are made only where they are asked."""
+
     def _index(self) -> Index:
         return self.view().index(self.in_shape)
 
