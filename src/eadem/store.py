@@ -85,7 +85,10 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
+        partial.touch()  # with the mode that the umask gives; safetensors' own is 0600
+        mode = partial.stat().st_mode
         save_file(tensors, partial, metadata=metadata)
+        partial.chmod(mode)
         os.replace(partial, target)
     except (OSError, SafetensorError) as error:
         raise RecordError(

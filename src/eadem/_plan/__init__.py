@@ -5,6 +5,7 @@ from .plan import LinearPlan as LinearPlan
 from .plan import Owner as Owner
 from .plan import Plan as Plan
 from .plan import make_plan as make_plan
+from .resolve import BoundMaps as BoundMaps
 from .resolve import Group as Group
 from .resolve import bind_maps as bind_maps
 from .resolve import connected as connected

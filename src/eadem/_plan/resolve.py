@@ -27,6 +27,10 @@ from eadem.maps.view import Same, View, Viewed
 __all__ = ["Group", "connected", "resolve", "resolve_group"]
 
 
+#: Bound maps by the identity of the map and the shapes it was bound to.
+BoundMaps = dict[tuple[int, Shape, Shape | None], Map]
+
+
 @dataclass(frozen=True)
 class Group:
     """What one connected set of declarations resolves to. Sites in traversal order."""
@@ -111,8 +115,12 @@ def resolve_group(
     shapes: Mapping[str, Shape],
     declarations: Sequence[Declaration],
     order: Mapping[str, Any] | None = None,
+    cache: BoundMaps | None = None,
 ) -> Group:
-    """One connected set of declarations, resolved. `shapes` may hold other sites too."""
+    """One connected set of declarations, resolved. `shapes` may hold other sites too.
+
+    `cache` keeps bound maps, for a caller that binds the same ones itself.
+    """
     names = {n for d in declarations for n in d.names}
     for name in sorted(names.difference(shapes)):
         raise NoSuchSite(f"no site {name!r} here; {nearest(name, shapes)}")
@@ -124,26 +132,49 @@ def resolve_group(
     for d in declarations:
         for e in d.entries:
             uses[e.site.name] = uses.get(e.site.name, 0) + 1
-    ties = [_classify(d, local, uses) for d in declarations]
+    ties = [_classify(d, local, uses, order, cache) for d in declarations]
     leaves = {b.site.name for t in ties for b in t.leaves}
     classes = _Classes({n: s for n, s in local.items() if n not in leaves}, ties)
     work = _Coordinates(classes, ties)
     return work.group(ordered, local)
 
 
-def _classify(d: Declaration, shapes: Mapping[str, Shape], uses: Mapping[str, int]) -> _Tie:
-    """Bind a declaration's maps to one shape of θ and sort its entries."""
+def _classify(
+    d: Declaration,
+    shapes: Mapping[str, Shape],
+    uses: Mapping[str, int],
+    order: Mapping[str, Any],
+    cache: BoundMaps | None,
+) -> _Tie:
+    """Bind a declaration's maps to one shape of θ and sort its entries.
+
+    A leaf is a whole site that no other entry mentions, in a tie whose θ other entries give:
+    its value follows from them, and nothing follows from it.
+    """
     parts = [e.site.shape(shapes[e.site.name]) for e in d.entries]
-    theta, phis = bind_maps(d, parts)
+    theta, phis = bind_maps(d, parts, cache)
     bound = [_Bound(e.site, s, p) for e, s, p in zip(d.entries, parts, phis, strict=True)]
     indexed = {id(p): _indexed(p) for p in {id(p): p for p in phis}.values()}
     index = [b for b in bound if indexed[id(b.phi)]]
+    whole = {id(p) for p in phis if isinstance(p, LinearMap) and p.view() is not None}
+    views = [b for b in index if b.site.index is None and id(b.phi) in whole]
+    if len(views) == len(bound):
+        return _Tie(d, theta, tuple(bound))
+    start = min((order[b.site.name] for b in views), default=None)
+
+    def leaf(b: _Bound) -> bool:
+        alone = b.site.index is None and uses[b.site.name] == 1
+        if not indexed[id(b.phi)]:
+            return alone
+        after = start is not None and start < order[b.site.name]
+        return alone and after and id(b.phi) not in whole
+
+    leaves = [b for b in bound if leaf(b)]
+    rest = [b for b in bound if not leaf(b)]
+    if all(indexed[id(b.phi)] for b in rest) and (views or _covers(rest, numel(theta))):
+        return _Tie(d, theta, tuple(rest), leaves=tuple(leaves))
     if len(index) == len(bound):
         return _Tie(d, theta, tuple(bound))
-    rest = [b for b in bound if b not in index]
-    lone = all(b.site.index is None and uses[b.site.name] == 1 for b in rest)
-    if index and lone and _covers(index, numel(theta)):
-        return _Tie(d, theta, tuple(index), leaves=tuple(rest))
     shared = _shared_source(bound)
     if shared is not None:
         source, outer = shared
@@ -157,9 +188,16 @@ def _indexed(phi: Map) -> bool:
     return isinstance(phi, LinearMap) and (phi.view() is not None or phi.index() is not None)
 
 
-def bind_maps(d: Declaration, parts: Sequence[Shape]) -> tuple[Shape, list[Map]]:
+def _identity(phi: Map) -> bool:
+    view = phi.view() if isinstance(phi, LinearMap) else None
+    return view is not None and view.is_identity
+
+
+def bind_maps(
+    d: Declaration, parts: Sequence[Shape], cache: BoundMaps | None = None
+) -> tuple[Shape, list[Map]]:
     """Every map bound, all to one shape of θ. Raises ShapeError naming two that differ."""
-    cache: dict[tuple[int, Shape, Shape | None], Map] = {}
+    cache = {} if cache is None else cache
 
     def bind(phi: Map, shape: Shape, theta: Shape | None = None) -> Map:
         key = (id(phi), shape, theta)
@@ -186,6 +224,7 @@ def bind_maps(d: Declaration, parts: Sequence[Shape]) -> tuple[Shape, list[Map]]
 
 
 def _covers(index: Sequence[_Bound], size: int) -> bool:
+    """Whether these entries use every value of θ."""
     touched = torch.zeros(size, dtype=torch.float64)
     for b in index:
         assert isinstance(b.phi, LinearMap)
@@ -439,23 +478,23 @@ class _Coordinates:
                 if isinstance(m, str) and m != root:
                     view = self.classes.find(m)[1]
                     if (root, view) not in seen:
-                        outer = Viewed(view).bind(shapes[m])
-                        seen[root, view] = Expression((root,), outer)
+                        viewed = Viewed(view).bind(shapes[m])
+                        seen[root, view] = Expression((root,), viewed)
                     expressions[m] = seen[root, view]
         if self.dissolved:
             self._dissolved(shapes, owners, expressions)
         for i, t in enumerate(self.ties):
             if t.leaves:
-                theta = self._theta(i, owners, expressions)
+                theta = self._theta(i)
                 for b in t.leaves:
-                    leaf = (b.phi @ theta.outer).bind(b.shape)
-                    expressions[b.site.name] = Expression(theta.owners, leaf)
+                    outer: Map = b.phi
+                    if not _identity(theta.outer):
+                        outer = (b.phi @ theta.outer).bind(b.shape)
+                    expressions[b.site.name] = Expression(theta.owners, outer)
         ordered = {n: owners[n] for n in names if n in owners}
         return Group(names, ordered, expressions)
 
-    def _theta(
-        self, tie: int, owners: Mapping[str, Owner], expressions: Mapping[str, Expression]
-    ) -> Expression:
+    def _theta(self, tie: int) -> Expression:
         """A tie's θ as an expression of owners."""
         root, view = self.classes.find(tie)
         if root in self.dissolved:

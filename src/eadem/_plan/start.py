@@ -131,7 +131,7 @@ def _best(phis: Sequence[Map], values: Sequence[Tensor]) -> Tensor:
         whole = phis[0] if len(phis) == 1 else stack(phis)
         return whole.lift(flat.reshape(whole.out_shape)).reshape(theta)
     pulled = torch.zeros(theta, dtype=values[0].dtype, device=values[0].device)
-    weight = torch.zeros(numel(theta), dtype=torch.float64)
+    weight = torch.zeros(1, dtype=torch.float64)
     for key, phi in distinct.items():
         mine = [v for v, p in zip(values, phis, strict=True) if id(p) == key]
         total = mine[0] if len(mine) == 1 else mine[0].clone()
@@ -142,6 +142,9 @@ def _best(phis: Sequence[Map], values: Sequence[Tensor]) -> Tensor:
         assert diagonal is not None
         offset = phi.offset
         pulled += phi.adjoint(total if offset is None else total - len(mine) * offset.to(total))
-        weight += len(mine) * diagonal
-    per = weight.reshape(theta).to(pulled.device)
+        one = diagonal.numel() > 0 and diagonal.stride() == (0,)  # the same for every value
+        weight = weight + len(mine) * (diagonal[:1] if one else diagonal)
+    if weight.numel() == 1 and float(weight) > 0:
+        return pulled / float(weight)
+    per = weight.expand(numel(theta)).reshape(theta).to(pulled.device)
     return torch.where(per > 0, pulled / per.clamp(min=1e-30).to(pulled.dtype), 0.0)

@@ -23,7 +23,6 @@ from eadem.bind.names import Sites
 from eadem.bind.ties import Tie, _aliases, _by_name
 from eadem.errors import ShapeError, TieBroken
 from eadem.maps.base import LinearMap, numel
-from eadem.maps.index import Indexed
 from eadem.maps.view import ViewMap
 
 __all__ = [
@@ -263,7 +262,7 @@ def _formula(e: Expression | None, owners: list[str]) -> str:
         if view.scale != 1.0:
             text = f"{view.scale:g}·{text}"
         return text if view.shift == 0.0 else f"{text} + {view.shift:g}"
-    if isinstance(e.outer, Indexed):
+    if isinstance(e.outer, LinearMap) and e.outer.index() is not None:
         return f"values picked from {', '.join(owners)}"
     return f"{type(e.outer).__name__} of {', '.join(owners)}"
 

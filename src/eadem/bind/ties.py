@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from eadem._plan import (
+    BoundMaps,
     Declaration,
     Entry,
     Group,
@@ -327,15 +328,16 @@ def _declare(index: Sites, wanted: Sequence[_Wanted], bound: Sequence[BoundTie])
     index.supported(involved)
     shapes = {n: index.shape(n) for n in involved}
     values = values_of(index, involved)
-    _note_residuals(everything, shapes, values, new={id(b) for b in bound})
+    cache: BoundMaps = {}
+    _note_residuals(everything, shapes, values, cache)
     held = dict(values)
     for w in wanted:
         if isinstance(w.start, Tensor):
-            _place(w.declaration, w.start, shapes, held)
+            _place(w.declaration, w.start, shapes, held, cache)
     start: Start = next((w.start for w in wanted if not isinstance(w.start, Tensor)), "first")
     if any(w.start != start for w in wanted if not isinstance(w.start, Tensor)):
         raise TieConflict("the ties of one plan must start in one way; give start= once")
-    groups, thetas = _resolve(index, everything, shapes, held, start)
+    groups, thetas = _resolve(index, everything, shapes, held, start, cache)
     attach(index, touched, groups, thetas, {})
 
 
@@ -374,13 +376,13 @@ def _note_residuals(
     everything: Sequence[tuple[Declaration, BoundTie]],
     shapes: Mapping[str, Shape],
     values: Mapping[str, Tensor],
-    new: set[int],
+    cache: BoundMaps,
 ) -> None:
     """Fill the entries of new ties, with how far each site is from the tie's range."""
     for declaration, bound in everything:
         if bound.entries:
             continue
-        phis, parts = _bound_maps(declaration, shapes, values)
+        phis, parts = _bound_maps(declaration, shapes, values, cache)
         with torch.no_grad():
             away = residuals(phis, parts)
         bound.entries = [
@@ -390,7 +392,10 @@ def _note_residuals(
 
 
 def _bound_maps(
-    declaration: Declaration, shapes: Mapping[str, Shape], values: Mapping[str, Tensor]
+    declaration: Declaration,
+    shapes: Mapping[str, Shape],
+    values: Mapping[str, Tensor],
+    cache: BoundMaps,
 ) -> tuple[list[Map], list[Tensor]]:
     from eadem._plan.resolve import bind_maps
 
@@ -401,7 +406,7 @@ def _bound_maps(
             at = torch.from_numpy(e.site.coordinates(shapes[e.site.name])).to(value.device)
             value = value.reshape(-1)[at].reshape(e.site.shape(shapes[e.site.name]))
         parts.append(value)
-    _, phis = bind_maps(declaration, [tuple(p.shape) for p in parts])
+    _, phis = bind_maps(declaration, [tuple(p.shape) for p in parts], cache)
     return phis, parts
 
 
@@ -410,9 +415,10 @@ def _place(
     theta: Tensor,
     shapes: Mapping[str, Shape],
     held: dict[str, Tensor],
+    cache: BoundMaps,
 ) -> None:
     """Put the values that θ gives at a tie's sites into `held`."""
-    phis, _ = _bound_maps(declaration, shapes, held)
+    phis, _ = _bound_maps(declaration, shapes, held, cache)
     for e, phi in zip(declaration.entries, phis, strict=True):
         if tuple(theta.shape) != phi.in_shape:
             raise ShapeError(
@@ -435,13 +441,14 @@ def _resolve(
     shapes: Mapping[str, Shape],
     values: Mapping[str, Tensor],
     start: Start,
+    cache: BoundMaps,
 ) -> tuple[list[TieGroup], dict[str, Tensor]]:
     """Every connected group resolved, and the free values to start from."""
     order = {n: index.rank(n) for n in shapes}
     bounds = {id(d): b for d, b in everything}
     groups, thetas = [], {}
     for members in connected([d for d, _ in everything]):
-        resolved = resolve_group(shapes, members, order)
+        resolved = resolve_group(shapes, members, order, cache)
         given = {n: values[n] for n in resolved.names}
         thetas.update(_start(index, resolved, shapes, given, start))
         for name, e in resolved.expressions.items():
@@ -578,7 +585,7 @@ def untie(model: nn.Module, *sites: str) -> nn.Module:
         ]
         kept.append((rest, b))
     shapes = {n: index.shape(n) for n in found}
-    groups, thetas = _resolve(index, kept, shapes, values, "first")
+    groups, thetas = _resolve(index, kept, shapes, values, "first", {})
     still = {n for g in groups for n in g.places}
     with torch.no_grad():
         for name in index.aliases.values():

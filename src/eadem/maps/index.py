@@ -93,9 +93,14 @@ class Index:
 
     def gram_diagonal(self) -> Tensor:
         """Σ scale² over the coordinates of each free value, float64 (size,)."""
-        live = self.position >= 0
-        total = torch.zeros(self.size, dtype=torch.float64)
-        return total.index_add_(0, self.position[live], self.scales()[live] ** 2)
+        if self.scale is None and self.plan().permutes:
+            return torch.ones(1, dtype=torch.float64).expand(self.size)
+        live = self._live()
+        position = self.position if live is None else self.position[live]
+        weights = None
+        if self.scale is not None:
+            weights = (self.scale if live is None else self.scale[live]) ** 2
+        return torch.bincount(position, weights, minlength=self.size).to(torch.float64)
 
     def _live(self) -> Tensor | None:
         """The coordinates that depend on θ, or None where all do."""
@@ -106,7 +111,9 @@ class Index:
         """Which free values some coordinate uses, bool (size,)."""
         live = self._live()
         position = self.position if live is None else self.position[live]
-        return torch.zeros(self.size, dtype=torch.bool).index_fill_(0, position, True)
+        found = torch.zeros(self.size, dtype=torch.bool)
+        found.numpy()[position.numpy()] = True  # several times torch's own scatter
+        return found
 
     def lift(self, values: Tensor) -> Tensor:
         """The least-squares θ for `values` (n,); zero where a free value is not used.
@@ -168,7 +175,17 @@ class Index:
 class _Plan:
     """An index made ready to run: gathered where dense, scattered where mostly constant."""
 
-    __slots__ = ("identity", "length", "live", "scale", "shift", "size", "source", "target")
+    __slots__ = (
+        "identity",
+        "length",
+        "live",
+        "permutes",
+        "scale",
+        "shift",
+        "size",
+        "source",
+        "target",
+    )
 
     def __init__(self, index: Index) -> None:
         live = index.position >= 0
@@ -181,6 +198,8 @@ class _Plan:
             and self.length == self.size
             and torch.equal(source, torch.arange(self.size))
         )
+        #: every free value is used exactly once, so the adjoint need not accumulate
+        self.permutes = everywhere and self.length == self.size and bool(index.used().all())
         self.live = source.numel()
         self.source = Constant(source)
         scale = index.scale
@@ -220,6 +239,9 @@ class _Plan:
             grad = grad * self.scale.on(grad.device, grad.dtype)
         if self.identity:
             return grad
+        if self.permutes:
+            empty = grad.new_empty(self.size)
+            return empty.index_copy(0, self.source.on(grad.device), grad)
         return grad.new_zeros(self.size).index_add(0, self.source.on(grad.device), grad)
 
 

@@ -173,7 +173,7 @@ def summary_table(study: Study) -> Table:
             accuracy[-1] = f"{100 * g.mean(g.largest):.1f}\nof {count(g.largest)}"
         name = g.title.replace(" ", "\n")
         rows.append(
-            [name, count(c.free), count(c.expanded), *accuracy, f"{_mean_seconds(g):.1f}"]
+            [name, count(c.free), count(c.expanded), *accuracy, f"{_mean_seconds(g):.0f}"]
         )
     title = (
         f"Test accuracy (%) on {count(study.test)} digits by number of training images: mean\n"
@@ -292,11 +292,24 @@ def _by_size(study: Study) -> Section:
     columns = _columns(study)
     return Section(
         "size",
-        "What it bought",
+        "What it bought, and what it cost",
         f"Test accuracy on {count(study.test)} digits. Lines are means over {study.seeds} "
         "seeds, each with its own training images and first weights; bands reach from the "
-        "worst seed to the best.",
+        f"worst seed to the best. {_gains(study)}",
         [chart(picture), html_table(columns, _rows(study), range(1, len(columns)))],
+    )
+
+
+def _gains(study: Study) -> str:
+    """The shared layers against the one that shares nothing, at both ends."""
+    dense, local, conv = study.plans
+    ends = []
+    for n in (study.sizes[0], study.sizes[-1]):
+        gains = [f"{100 * (g.mean(n) - dense.mean(n)):+.1f}" for g in (local, conv)]
+        ends.append(f"at {count(n)} images {gains[0]} and {gains[1]}".replace("-", "−"))
+    return (
+        "Against the fully connected layer, the locally connected one and the convolution "
+        f"stand, in points, {ends[0]}, {ends[1]}."
     )
 
 

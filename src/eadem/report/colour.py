@@ -93,7 +93,7 @@ def slopes(row: Floats, column: Floats, hue: float) -> Bytes:
 
     A transposed, flipped or rotated copy therefore looks transposed, flipped or rotated.
     """
-    return oklch(0.44 + 0.34 * row, 0.13 - 0.05 * row, hue + 56.0 * (column - 0.5))
+    return oklch(0.46 + 0.34 * row, 0.10 - 0.03 * row, hue + 56.0 * (column - 0.5))
 
 
 def grain(index: NDArray[np.int64], levels: int = 10) -> Bytes:

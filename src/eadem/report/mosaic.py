@@ -208,7 +208,12 @@ def tile(site: SiteView, largest: float = 320.0) -> str:
                     f'alt="its first {shape} coordinates" '
                     f'title="the first {shape} coordinates, enlarged">'
                 )
-    share = f"{count(site.free)} free · " if site.tie is not None else ""
+    if site.tie is None:
+        share = f"{count(site.expanded)} of its own"
+    elif site.kind == "whole" and site.owner != site.name:
+        share = f"{count(site.free)} of {site.owner}"
+    else:
+        share = f"{count(site.free)} free · {count(site.expanded)} expanded"
     ratio = site.free / max(site.expanded, 1) if site.tie is not None else 1.0
     bar = f'<i style="width:{max(100 * ratio, 1.0):.1f}%"></i>'
     return (
@@ -217,8 +222,7 @@ def tile(site: SiteView, largest: float = 320.0) -> str:
         f'{explored} style="aspect-ratio:{width}/{height}">'
         f'<img src="{data_uri(encode(picture))}" alt=""></div>{inset}'
         f'<figcaption><code>{escape(site.name)}</code><span class="bar">{bar}</span>'
-        f"<small>{share}{count(site.expanded)} "
-        f"{'expanded' if share else 'of its own'}</small></figcaption></figure>"
+        f"<small>{escape(share)}</small></figcaption></figure>"
     )
 
 

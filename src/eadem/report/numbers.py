@@ -78,7 +78,7 @@ def value(x: object) -> str:
     """Any JSON value in words: how a claim's expected and measured values are shown.
 
     >>> value({"shared": 10, "unshared": 9000}), value(True), value([1, 2.5])
-    ('shared 10 · unshared 9,000', 'yes', '1, 2.50')
+    ('shared: 10 · unshared: 9,000', 'yes', '1, 2.50')
     """
     match x:
         case bool():
@@ -90,7 +90,7 @@ def value(x: object) -> str:
         case None:
             return "–"
         case dict():
-            return " · ".join(f"{str(k).replace('_', ' ')} {value(v)}" for k, v in x.items())
+            return " · ".join(f"{str(k).replace('_', ' ')}: {value(v)}" for k, v in x.items())
         case list() | tuple():
             return ", ".join(value(v) for v in x)
         case _:

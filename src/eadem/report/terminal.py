@@ -20,7 +20,15 @@ def grid(
     numeric: Sequence[int] = (),
 ) -> Table:
     """A table of text; the columns numbered in `numeric` are set flush right."""
-    out = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    out = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
     for i, column in enumerate(columns):
         out.add_column(column, justify="right" if i in numeric else "left")
     for cells in rows:
