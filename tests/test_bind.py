@@ -956,6 +956,19 @@ def test_pruning_one_site_is_refused_or_found() -> None:
             return
 
 
+def test_a_plain_tensor_is_no_parameter() -> None:
+    """As torch has it: a TypeError, and nothing but parameters in `parameters()`."""
+    for shape in ((9,), (4, 3)):
+        model = W(4, 3)
+        eadem.tie(model, "w[1]", "w[3]")
+        try:
+            model.w = torch.zeros(shape)
+        except (TypeError, eadem.EademError):
+            assert model.w.abs().sum() > 0
+        assert all(type(p) is nn.Parameter for p in model.parameters())
+        eadem.check(model)
+
+
 # freezing
 
 

@@ -9,7 +9,7 @@ from torch import nn
 def initialise(model: nn.Module) -> None:
     with torch.no_grad():
         for p in model.parameters():
-            nn.init.normal_(p, generator=torch.Generator().manual_seed(p.numel()))
+            nn.init.uniform_(p, 0.1, 1.0, generator=torch.Generator().manual_seed(p.numel()))
         for name, b in model.named_buffers():
             b.fill_(1 if name.endswith("var") else 0)
 

@@ -8,6 +8,7 @@ from lifecycle_systems import (
     System,
     assert_tied,
     assert_unchanged,
+    close,
     snapshot,
     value,
     values,
@@ -38,7 +39,7 @@ def test_agreeing_sites_load(system: System) -> None:
     assert not found.missing_keys
     assert not found.unexpected_keys
     want = values(system.tied(2), system.sites)
-    torch.testing.assert_close(values(model, system.sites), want, rtol=0, atol=0)
+    close(values(model, system.sites), want, system)
     assert_tied(model, system)
 
 
@@ -89,7 +90,7 @@ def test_a_missing_owner_is_recovered_from_the_sites_present(system: System) -> 
     model = system.tied()
     model.load_state_dict(state, strict=True)
     want = values(system.tied(2), system.sites)
-    torch.testing.assert_close(values(model, system.sites), want, rtol=0, atol=0)
+    close(values(model, system.sites), want, system)
     assert_tied(model, system)
 
 
@@ -125,7 +126,7 @@ def test_stock_checkpoint_in_an_outer_model(system: System) -> None:
     outer = nn.Sequential(system.tied(), nn.Identity())
     outer.load_state_dict({f"0.{k}": v for k, v in full_state(system, 2).items()})
     want = values(system.tied(2), system.sites)
-    torch.testing.assert_close(values(outer[0], system.sites), want, rtol=0, atol=0)
+    close(values(outer[0], system.sites), want, system)
     bad = {f"0.{k}": v for k, v in spoiled(system, 0.75).items()}
     before = snapshot(outer)
     with pytest.raises(Refused, match=system.sites[-1].replace(".", r"\.")):

@@ -7,6 +7,7 @@ from lifecycle_systems import (
     System,
     assert_tied,
     assert_unchanged,
+    close,
     snapshot,
     value,
     values,
@@ -40,7 +41,7 @@ def test_a_parameter_in_the_set_of_the_tie_is_taken_or_refused(
         assert name.rpartition(".")[2] in refusal
         assert_unchanged(model, before)
     else:
-        torch.testing.assert_close(value(model, name), new, rtol=0, atol=0)
+        close(value(model, name), new, system)
     assert_tied(model, system)
 
 

@@ -9,6 +9,7 @@ from lifecycle_systems import (
     System,
     assert_tied,
     assert_unchanged,
+    close,
     snapshot,
     value,
     values,
@@ -102,7 +103,7 @@ def test_constant_initialisers_at_every_site(
             assert_unchanged(model, before)
         else:
             want = init(torch.empty(value(model, name).shape))
-            torch.testing.assert_close(value(model, name), want, rtol=0, atol=0)
+            close(value(model, name), want, system)
         assert_tied(model, system)
 
 

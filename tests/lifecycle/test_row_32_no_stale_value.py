@@ -8,6 +8,8 @@ from lifecycle_systems import System, assert_holds, site_gradients, value
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+import eadem
+
 
 def _no_grad(m: nn.Module) -> None:
     with torch.no_grad():
@@ -122,6 +124,40 @@ def test_tied_under_inference_mode_then_trained(system: System) -> None:
         system.tie(model)
     model(system.input()).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_forward_pass_that_fails_leaves_nothing_behind(system: System) -> None:
+    model = system.tied().eval()
+
+    def fail(module: nn.Module, args: object, output: object) -> None:
+        raise ZeroDivisionError
+
+    handle = next(model.children()).register_forward_hook(fail)
+    with torch.no_grad(), pytest.raises(ZeroDivisionError):
+        model(system.input())
+    handle.remove()
+    with torch.no_grad():
+        first = model(system.input()).clone()
+    for p in model.parameters():
+        p.data.mul_(0.5)
+    with torch.no_grad():
+        second = model(system.input())
+    assert not torch.equal(first, second)
+    stock = system.stock().eval()
+    stock.load_state_dict(eadem.materialize(model))
+    torch.testing.assert_close(second, stock(system.input()).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_site_is_read_afresh_outside_a_forward_pass(system: System) -> None:
+    """Also in a hook of a forward pass that has computed the site already."""
+    model = system.tied().eval()
+    for p in model.parameters():
+        before = [value(model, n) for n in system.sites]
+        p.data.add_(0.25)
+        after = [value(model, n) for n in system.sites]
+        owner = next(n for n, q in model.named_parameters() if q is p)
+        moved = owner in system.sites
+        assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) == moved
 
 
 def test_an_edit_within_one_forward_pass_is_seen(system: System) -> None:

@@ -147,7 +147,7 @@ def _set(self: Any, name: str, value: Any) -> None:
         base_class(self).__setattr__(self, name, value)
         return
     own = self._parameters.get(name)
-    if own is not None and isinstance(value, Tensor) and value.shape == own.shape:
+    if own is not None and isinstance(value, nn.Parameter) and value.shape == own.shape:
         self._parameters[name] = value
         return
     assign(link, value)
