@@ -87,6 +87,30 @@ def attach(
         if not found:
             module.__dict__.pop(ORDER, None)
     _mark(sites, old, new)
+    sites.keep(old, new)
+
+
+def add_site(group: TieGroup, key: str) -> None:
+    """Bind one more derived site of a group that is bound already."""
+    module, attr = group.places[key]
+    contents = module.__dict__
+    contents.setdefault(ORDER, _order(module))
+    dead = module._parameters.pop(attr)
+    owners = list(group.resolved.expressions[key].owners)
+    if dead is not None:
+        note_dead(dead, f"{key!r} now takes its value from {owners}")
+    dress(module, {**contents.get(LINKS, {}), attr: group.link(key)})
+
+
+def shrink_scope(sites: Sites, group: TieGroup, names: list[str]) -> None:
+    """Take the marks off modules that do not contain all of a group that has grown."""
+    above = set(sites.ancestors({n: group.places[n] for n in names}))
+    for module in [m for m in group.scope if m not in above]:
+        rest = [g for g in marks(module) if g is not group]
+        set_marks(module, rest)
+        if not rest:
+            _unhook(module)
+    group.scope = [m for m in group.scope if m in above]
 
 
 def _order(module: nn.Module) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -20,6 +21,7 @@ from eadem._plan import Expression, Group, Owner
 from eadem._plan.site import Item
 from eadem.errors import TieBroken, Unsupported
 from eadem.maps.base import Map, Shape
+from eadem.maps.view import Viewed
 
 __all__ = ["BoundEntry", "BoundTie", "Link", "Mark", "Place", "TieGroup", "marks"]
 
@@ -71,6 +73,23 @@ class TieGroup:
     ties: list[BoundTie]
     resolved: Group
     scope: list[nn.Module] = field(default_factory=list)
+
+    @cached_property
+    def keys(self) -> dict[Place, str]:
+        """The key of every place."""
+        return {place: key for key, place in self.places.items()}
+
+    @cached_property
+    def views(self) -> bool:
+        """Whether every site is a stored parameter or a view of one."""
+        owners = self.resolved.owners.values()
+        derived = self.resolved.expressions.values()
+        return all(o.whole and o.source is None for o in owners) and all(
+            isinstance(e.outer, Viewed) for e in derived
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("keys", "views")}
 
     def owner_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters that hold free values; raises TieBroken for one taken away."""

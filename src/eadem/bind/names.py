@@ -5,36 +5,53 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from eadem._plan.site import parse
 from eadem.bind.group import LINKS, MARK, ORDER, Place, TieGroup
-from eadem.errors import NoSuchSite, Unsupported, nearest
+from eadem.errors import NoSuchSite, TieBroken, Unsupported, nearest
 from eadem.maps.base import Shape
 
 __all__ = ["Sites", "is_pattern", "match"]
 
 
-class Sites:
-    """Every parameter place of a model, in the order of `named_parameters()`.
+class _Registrations:
+    """Counts the modules and parameters that torch registers anywhere, so that a model need
+    not be walked again while nothing has been.
+    """
 
-    A model is walked once for its modules; names are made only where a pattern, a listing, a
-    module registered twice or a parameter held twice asks for all of them. So a call that
-    names its sites costs little on a model with thousands.
+    def __init__(self) -> None:
+        self.count = 0
+        register_module_module_registration_hook(self._note)
+        register_module_parameter_registration_hook(self._note)
+
+    def _note(self, *args: Any) -> None:
+        self.count += 1
+
+
+_registrations = _Registrations()
+
+
+class _Walk:
+    """What one walk over a model's modules finds: the groups it contains, and whether every
+    module and every parameter has one name.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        if not isinstance(model, nn.Module):
-            raise Unsupported(
-                f"a tie is declared on an nn.Module; this is a {type(model).__name__}"
-            )
-        self.model = model
+        self.version = _registrations.count
         self.groups: list[TieGroup] = []
         modules, held = [], []
+        seen: set[int] = set()
         stack: list[nn.Module | None] = [model]
         while stack:
             module = stack.pop()
@@ -47,12 +64,49 @@ class Sites:
             if contents["_modules"]:
                 stack += contents["_modules"].values()
             if MARK in contents:
-                known = {id(g) for g in self.groups}
-                self.groups += [g for g in contents[MARK].groups if id(g) not in known]
+                for g in contents[MARK].groups:
+                    if id(g) not in seen:
+                        seen.add(id(g))
+                        self.groups.append(g)
         present = [id(p) for p in held if p is not None]
-        #: whether every module and every parameter has one name
         self.simple = len(modules) == len(set(modules)) and len(present) == len(set(present))
+
+
+_walked: WeakKeyDictionary[nn.Module, _Walk] = WeakKeyDictionary()
+
+
+class Sites:
+    """Every parameter place of a model, in the order of `named_parameters()`.
+
+    All names are made only where a pattern, a listing, a module registered twice or a
+    parameter held twice asks for them, and a model is walked again only after torch has
+    registered something. So a call that names its sites costs little on a large model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):
+            raise Unsupported(
+                f"a tie is declared on an nn.Module; this is a {type(model).__name__}"
+            )
+        self.model = model
+        known = _walked.get(model)
+        if known is None or known.version != _registrations.count:
+            known = _walked[model] = _Walk(model)
+        self.groups: list[TieGroup] = list(known.groups)
+        #: whether every module and every parameter has one name
+        self.simple = known.simple
         self._named: dict[str, Place] = {}
+
+    def keep(self, old: list[TieGroup], new: list[TieGroup]) -> None:
+        """Note that ties have replaced some groups by others."""
+        known = _walked.get(self.model)
+        if known is not None:
+            gone = {id(g) for g in old}
+            known.groups = [g for g in known.groups if id(g) not in gone] + new
+            if not known.simple:  # aliases may have become ties
+                del _walked[self.model]
+        for other in [m for m in _walked if m is not self.model]:
+            del _walked[other]  # it may contain this one, or be part of it
 
     @cached_property
     def _scan(self) -> _Scan:
@@ -137,7 +191,12 @@ class Sites:
         return found
 
     def _full_name(self, place: Place) -> str:
-        prefix = self.modules[place.module]
+        prefix = self.modules.get(place.module)
+        if prefix is None:
+            raise TieBroken(
+                f"a {type(place.module).__name__} whose {place.attr!r} is tied is no longer in "
+                f"this {type(self.model).__name__}; put it back and untie it before removing it"
+            )
         return f"{prefix}.{place.attr}" if prefix else place.attr
 
     def shape(self, name: str) -> Shape:

@@ -29,6 +29,7 @@ from eadem._plan import (
     same_map,
 )
 from eadem.bind.attach import attach, values_of
+from eadem.bind.extend import extend
 from eadem.bind.group import BoundEntry, BoundTie, TieGroup
 from eadem.bind.names import Sites, is_pattern, match
 from eadem.bind.written import agree
@@ -317,7 +318,18 @@ def _declare(index: Sites, wanted: Sequence[_Wanted], bound: Sequence[BoundTie])
     for name in names:
         if index.place(name) is None:
             index.find(name)
-    touched, declared = _touched(index, names)
+    touched = _touched(index, names)
+    alone = len(wanted) == 1 and len(touched) == 1 and isinstance(wanted[0].start, str)
+    if (
+        alone
+        and wanted[0].start == "first"
+        and extend(index, touched[0], wanted[0].declaration, bound[0])
+    ):
+        return
+    declared = []
+    for group in touched:
+        own = index.named(group)
+        declared += [(_by_name(t, own), t) for t in group.ties]
     aliases = _aliases(index)
     everything = [
         *declared,
@@ -334,26 +346,15 @@ def _declare(index: Sites, wanted: Sequence[_Wanted], bound: Sequence[BoundTie])
     for w in wanted:
         if isinstance(w.start, Tensor):
             _place(w.declaration, w.start, shapes, held, cache)
-    start: Start = next((w.start for w in wanted if not isinstance(w.start, Tensor)), "first")
-    if any(w.start != start for w in wanted if not isinstance(w.start, Tensor)):
-        raise TieConflict("the ties of one plan must start in one way; give start= once")
-    groups, thetas = _resolve(index, everything, shapes, held, start, cache)
+    starts = {id(b): w.start for w, b in zip(wanted, bound, strict=True)}
+    groups, thetas = _resolve(index, everything, shapes, held, starts, cache)
     attach(index, touched, groups, thetas, {})
 
 
-def _touched(
-    index: Sites, names: Mapping[str, None]
-) -> tuple[list[TieGroup], list[tuple[Declaration, BoundTie]]]:
-    """The groups that hold any of these sites, and their ties by today's names."""
-    touched = []
-    declared: list[tuple[Declaration, BoundTie]] = []
+def _touched(index: Sites, names: Mapping[str, None]) -> list[TieGroup]:
+    """The groups that hold any of these sites."""
     wanted = {index[n] for n in names}
-    for group in index.groups:
-        if not wanted.isdisjoint(group.places.values()):
-            touched.append(group)
-            own = index.named(group)
-            declared += [(_by_name(t, own), t) for t in group.ties]
-    return touched, declared
+    return [g for g in index.groups if not wanted.isdisjoint(g.keys)]
 
 
 def _by_name(bound: BoundTie, names: Mapping[str, str]) -> Declaration:
@@ -440,7 +441,7 @@ def _resolve(
     everything: Sequence[tuple[Declaration, BoundTie]],
     shapes: Mapping[str, Shape],
     values: Mapping[str, Tensor],
-    start: Start,
+    starts: Mapping[int, Start],
     cache: BoundMaps,
 ) -> tuple[list[TieGroup], dict[str, Tensor]]:
     """Every connected group resolved, and the free values to start from."""
@@ -450,6 +451,9 @@ def _resolve(
     for members in connected([d for d, _ in everything]):
         resolved = resolve_group(shapes, members, order, cache)
         given = {n: values[n] for n in resolved.names}
+        start = _one_start(
+            [starts[id(bounds[id(d)])] for d in members if id(bounds[id(d)]) in starts]
+        )
         thetas.update(_start(index, resolved, shapes, given, start))
         for name, e in resolved.expressions.items():
             if not e.owners:
@@ -464,13 +468,23 @@ def _resolve(
     return groups, thetas
 
 
+def _one_start(given: Sequence[Start]) -> str:
+    """How one group starts: as its new ties say, which must agree. θ itself is in place."""
+    said = dict.fromkeys(s for s in given if isinstance(s, str))
+    if len(said) > 1:
+        raise TieConflict(
+            f"ties that share sites start in different ways ({', '.join(said)}); choose one"
+        )
+    return next(iter(said), "first")
+
+
 @torch.no_grad()
 def _start(
     index: Sites,
     group: Group,
     shapes: Mapping[str, Shape],
     values: Mapping[str, Tensor],
-    start: Start,
+    start: str,
 ) -> dict[str, Tensor]:
     like = next(iter(values.values()))
     if like.is_meta:
@@ -479,7 +493,7 @@ def _start(
         return {o: t.to(like) for o, t in mean(group, shapes, values).items()}
     if start == "init":
         return _drawn(index, group, shapes, values)
-    if start not in ("first", "strict") and not isinstance(start, Tensor):
+    if start not in ("first", "strict"):
         raise ValueError(
             f"start={start!r} is not known; use 'first', 'mean', 'strict', 'init' or a tensor"
         )
@@ -585,7 +599,7 @@ def untie(model: nn.Module, *sites: str) -> nn.Module:
         ]
         kept.append((rest, b))
     shapes = {n: index.shape(n) for n in found}
-    groups, thetas = _resolve(index, kept, shapes, values, "first", {})
+    groups, thetas = _resolve(index, kept, shapes, values, {}, {})
     still = {n for g in groups for n in g.places}
     with torch.no_grad():
         for name in index.aliases.values():
