@@ -129,6 +129,8 @@ def transposes(compiled: bool) -> list[Row]:
         if compiled:
             torch._dynamo.reset()
             calls = [torch.compile(m, fullgraph=True) for m in models]
+            for m, c in zip(models, calls, strict=True):
+                torch.testing.assert_close(c(x), m(x), rtol=1e-4, atol=1e-5)
         ours, hand, torchs = (step(m, x, c) for m, c in zip(models, calls, strict=True))
         size = f"{wide}→{narrow}"
         name = f"transpose, step, {size}, {how}"
