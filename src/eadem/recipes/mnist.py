@@ -115,7 +115,7 @@ class Sizes:
 
 
 FULL = Sizes({100: 60, 300: 30, 1000: 12, 4000: 6}, seeds=5, cnn_epochs=10, cnn_accuracy=0.96)
-QUICK = Sizes({100: 20, 300: 12}, seeds=2, cnn_epochs=1, cnn_accuracy=0.80)
+QUICK = Sizes({100: 15, 300: 8}, seeds=2, cnn_epochs=1, cnn_accuracy=0.80)
 
 
 def run(context: Context) -> None:

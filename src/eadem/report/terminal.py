@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from eadem.report.numbers import value
 from eadem.report.page import ClaimLike
@@ -37,13 +38,21 @@ def grid(
 
 
 def claims_grid(claims: Sequence[ClaimLike]) -> Table:
-    """One line a claim: what was expected, what was measured, whether it holds."""
-    out = Table(title="Claims", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    out.add_column("", no_wrap=True)
-    out.add_column("", no_wrap=True)
-    out.add_column("claim", ratio=3)
-    out.add_column("measured", ratio=4)
+    """The claims: whether each holds, what it says and, below that, what was measured."""
+    held = sum(c.holds for c in claims)
+    out = Table(
+        title=f"{held} of {len(claims)} claims hold",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        show_header=False,
+        padding=(0, 2, 1, 0),
+        pad_edge=False,
+    )
+    out.add_column(no_wrap=True)
+    out.add_column()
     for c in claims:
-        mark = "[green]holds[/]" if c.holds else "[bold red]fails[/]"
-        out.add_row(f"[bold]{c.id}[/]", mark, c.text, value(c.measured))
+        verdict = Text("holds", "green") if c.holds else Text("fails", "bold red")
+        said = Text.assemble(c.text, "\n", (value(c.measured), "cyan"))
+        out.add_row(Text.assemble((c.id, "bold"), "\n", verdict), said)
     return out

@@ -21,7 +21,7 @@ from eadem.solvers.solution import Solution
 __all__ = ["em", "m_step"]
 
 #: Counts below this share of their mean are raised to it, so that p stays positive.
-COUNT_FLOOR = 1e-13
+COUNT_FLOOR = 1e-12
 
 
 def em(
@@ -129,24 +129,27 @@ def _maximise(plan: LinearMap, matrix: Tensor, counts: Tensor, theta: Tensor) ->
     floor = COUNT_FLOOR * float(c.mean()) if c.numel() else 0.0
     lifted = torch.where(c > floor, c, floor)
     barrier = _Objective(lifted, live)
-    flat, started = theta.reshape(-1), objective(p)
-    for _ in range(200):
+    flat, started, total = theta.reshape(-1), objective(p), float(lifted.sum())
+    for _ in range(100):
         # Newton's step is the least squares solution of diag(√c/p) φ δ = √c, whose
         # condition number is the square root of the Hessian's.
         weighted = (lifted.sqrt() / p[live]).unsqueeze(1) * phi
         step = _least_squares(weighted, lifted.sqrt())
         change = phi @ step / p[live]
-        largest = float(change.abs().max()) if change.numel() else 0.0
-        if largest < 0.1:  # the Hessian is constant within 25 %: a full step always gains
+        decrement = float((weighted @ step).square().sum())
+        done = decrement <= 1e-15 * total  # count-weighted square of the relative change
+        if not change.numel() or float(change.abs().max()) < 0.1:
+            # The Hessian is constant within 25 %, so a full step gains and, where little is
+            # left, leaves the square of the error.
             flat = flat + step
             p = plan.expand(flat.reshape(theta.shape)).reshape(-1)
-            if largest < 1e-9:  # and quadratic convergence has made the error its square
+        elif not done:
+            found = _search(plan, barrier, flat.reshape(theta.shape), p, step, change)
+            if found is None:
                 break
-            continue
-        found = _search(plan, barrier, flat.reshape(theta.shape), p, step, change)
-        if found is None:
+            flat, p = found
+        if done:
             break
-        flat, p = found
     return flat.reshape(theta.shape) if objective(p) >= started else theta
 
 
