@@ -40,6 +40,7 @@ from eadem.maps.view import Same
 __all__ = ["Start", "Tie", "declare", "plan", "tie", "tie_modules", "twin", "untie"]
 
 Start = Literal["first", "mean", "strict", "init"] | Tensor
+_STARTS = ("first", "mean", "strict", "init")
 
 
 class Tie:
@@ -314,6 +315,11 @@ def _declaration(
 
 def _declare(index: Sites, wanted: Sequence[_Wanted], bound: Sequence[BoundTie]) -> None:
     """Resolve new declarations together with the ties they touch, then bind them."""
+    for w in wanted:
+        if not isinstance(w.start, Tensor) and w.start not in _STARTS:
+            raise ValueError(
+                f"start={w.start!r} is not known; use one of {_STARTS} or a tensor"
+            )
     names = dict.fromkeys(n for w in wanted for n in w.declaration.names)
     for name in names:
         if index.place(name) is None:
@@ -493,10 +499,6 @@ def _start(
         return {o: t.to(like) for o, t in mean(group, shapes, values).items()}
     if start == "init":
         return _drawn(index, group, shapes, values)
-    if start not in ("first", "strict"):
-        raise ValueError(
-            f"start={start!r} is not known; use 'first', 'mean', 'strict', 'init' or a tensor"
-        )
     found = first(group, values)
     if start == "strict":
         plan = plan_of(group, shapes)

@@ -22,8 +22,8 @@ within 1e-10 of log-likelihood and counts, and no EM step lowers the likelihood;
 scipy.optimize.least_squares, the constraints substituted by hand, within 1e-6 of every value;
 (2) the true tie has p >= 0.001 and the wrong one p <= 1e-6. The synthetic data are drawn from
 the model, so the plain statistic is used; real digits are not, so there it is the robust one.
-The sizes of the synthetic data, and how wrong the wrong ties are, were chosen for power in pilot
-runs at seeds 0 and 1; the thresholds were not.
+The sizes of the synthetic data, and how wrong the wrong ties are, were chosen for power in
+pilot runs at seeds 0 and 1; the thresholds were not.
 """
 
 from __future__ import annotations
