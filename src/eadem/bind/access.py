@@ -11,6 +11,7 @@ import copy
 import functools
 import threading
 from collections.abc import Callable
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -34,10 +35,18 @@ class Spec(NamedTuple):
     view: View | None = None
 
 
+class _Kept(NamedTuple):
+    """A value, the parameters it was computed from, and the modes and versions they had."""
+
+    value: Tensor
+    held: list[Tensor]
+    state: tuple[Any, ...]
+
+
 class _Frames(threading.local):
     """The values computed in the forward that is running in this thread, if one is."""
 
-    values: dict[int, tuple[Tensor, list[Any]]] | None = None
+    values: dict[int, _Kept] | None = None
     depth = 0
 
 
@@ -71,16 +80,17 @@ def read(link: Link) -> Tensor:
         return _outside(link)
     if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
         return link.compute()  # activation checkpointing must see the same work twice
-    state: list[Any] = [torch.is_grad_enabled(), torch.is_inference_mode_enabled()]
-    for p in link.parameters():
-        state += (p, None if p.is_inference() else p._version)
+    held = link.parameters()
+    now = (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        *[None if p.is_inference() else p._version for p in held],
+    )
     found = kept.get(id(link))
-    if found is not None and all(
-        a is b or (type(a) is int and a == b) for a, b in zip(found[1], state, strict=True)
-    ):
-        return found[0]
+    if found is not None and found.state == now and all(map(is_, found.held, held)):
+        return found.value
     value = link.compute()
-    kept[id(link)] = (value, state)
+    kept[id(link)] = _Kept(value, held, now)
     return value
 
 

@@ -21,7 +21,8 @@ from eadem._plan import Expression, Group, Owner
 from eadem._plan.site import Item
 from eadem.errors import TieBroken, Unsupported
 from eadem.maps.base import Map, Shape
-from eadem.maps.view import Viewed
+from eadem.maps.index import Index, IndexMap
+from eadem.maps.view import Viewed, ViewMap
 
 __all__ = ["BoundEntry", "BoundTie", "Link", "Mark", "Place", "TieGroup", "marks"]
 
@@ -125,7 +126,7 @@ class TieGroup:
 class Link:
     """One derived site on its module: where its value comes from."""
 
-    __slots__ = ("expression", "group", "key", "like", "shape", "sources")
+    __slots__ = ("direct", "expression", "group", "key", "like", "shape", "sources")
 
     def __init__(
         self,
@@ -142,10 +143,16 @@ class Link:
 
     def ready(self) -> None:
         """Build what the maps build on first use: a trace must find it there."""
-        self.expression.outer.ready()
+        outer = self.expression.outer
+        outer.ready()
         for _, _, owner in self.sources:
             if owner.source is not None:
                 owner.source.ready()
+        #: a site picked from one parameter, without a source: its prepared coordinates
+        self.direct: Index | None = None
+        plain = len(self.sources) == 1 and self.sources[0][2].source is None
+        if plain and isinstance(outer, IndexMap) and not isinstance(outer, ViewMap):
+            self.direct = outer.index()
 
     def warm(self) -> None:
         """Have the constants on the device of the values, before anything is compiled."""
@@ -169,6 +176,8 @@ class Link:
         if len(self.sources) == 1:
             module, attr, owner = self.sources[0]
             theta = module._parameters[attr]
+            if self.direct is not None:
+                return self.direct.expand(theta.reshape(-1)).view(self.shape)  # type: ignore[union-attr]
             roots = theta if owner.source is None else owner.source.expand(theta)  # type: ignore[arg-type]
             return outer.expand(roots.reshape(outer.in_shape))  # type: ignore[union-attr]
         if not self.sources:
@@ -182,7 +191,7 @@ class Link:
         return outer.expand(torch.cat(parts))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in self.__slots__}
+        return {k: getattr(self, k) for k in self.__slots__ if k != "direct"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for k, v in state.items():
