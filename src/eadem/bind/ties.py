@@ -457,10 +457,10 @@ def _resolve(
         places = {n: index[n] for n in resolved.names}
         local = {n: tuple(shapes[n]) for n in resolved.names}
         ties = [bounds[id(d)] for d in members]
-        for d, b in zip(members, ties, strict=True):
-            for entry, own in zip(d.entries, b.entries, strict=True):
-                own.key = entry.site.name
         groups.append(TieGroup(places, local, ties, resolved))
+    for d, b in everything:  # only now: an error above leaves the ties as they were
+        for entry, own in zip(d.entries, b.entries, strict=True):
+            own.key = entry.site.name
     return groups, thetas
 
 
