@@ -1072,3 +1072,45 @@ def test_owners_are_first_in_traversal_order_beside_derived_parameters() -> None
             eadem.tie(model, *sites)
         stored.append(list(model.state_dict()))
     assert stored[0] == stored[1] == ["0.weight", "0.bias", "1.p3", "1.child.bias"]
+
+
+def test_a_refused_untie_leaves_every_tie() -> None:
+    model = mlp(3)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    eadem.tie(model, {"0.weight": eadem.Same(), "1.weight": eadem.Scale(2.0)})
+    eadem.tie(model, "2.weight", via=eadem.Fixed(torch.zeros(3, 3)))
+    eadem.tie(model, "0.weight", "1.weight", "2.weight")
+    before = [t.sites for t in eadem.ties(model)]
+    with pytest.raises(eadem.TieConflict):
+        eadem.untie(model, "2.weight")
+    assert [t.sites for t in eadem.ties(model)] == before
+    eadem.check(model)
+
+
+def test_untie_of_a_part_that_no_tie_lists() -> None:
+    model = mlp(2)
+    eadem.tie(model, "0.weight[:2]", "1.weight[:2]")
+    with pytest.raises(eadem.NoSuchSite, match=r"0\.weight\[0:2\]"):
+        eadem.untie(model, "0.weight[0]")
+    eadem.untie(model, "0.weight[:2]")
+    assert eadem.ties(model) == []
+
+
+def test_untie_leaves_no_tie_of_one_site_that_says_nothing() -> None:
+    model = mlp(2)
+    eadem.tie(model, "1.weight", to="0.weight", via=eadem.Transpose())
+    eadem.untie(model, "0.weight")
+    assert eadem.ties(model) == []
+
+
+@pytest.mark.parametrize("frozen", [(0, 1), (2, 3)])
+def test_untie_of_a_frozen_and_a_learned_tie(frozen: tuple[int, int]) -> None:
+    model = mlp(4)
+    for i in frozen:
+        model[i].weight.requires_grad_(False)
+    eadem.tie(model, "0.weight", "1.weight")
+    eadem.tie(model, "2.weight", "3.weight")
+    learned = [layer.weight.requires_grad for layer in eadem.twin(model)]
+    assert learned == [i not in frozen for i in range(4)]
