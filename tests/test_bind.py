@@ -1046,3 +1046,84 @@ def test_names_with_dots_dashes_and_digits() -> None:
     )
     t = eadem.tie(model, "layer*.0.weight")
     assert t.sites == ("layer_1.0.weight", "layer-2.0.weight")
+
+
+# a refused call, seen from the parts that were tied before
+
+
+def test_a_refused_plan_of_an_outer_model_leaves_a_tied_part_as_it_was() -> None:
+    part = mlp(2)
+    eadem.tie(part, "*.weight")
+    outer = nn.ModuleDict({"s": part, "x": nn.Linear(3, 3), "y": nn.Linear(3, 3)})
+    with torch.no_grad():
+        outer["x"].weight.copy_(part[0].weight)
+    with pytest.raises(eadem.TieConflict), eadem.plan(outer):  # noqa: PT012
+        eadem.tie(outer, "s.0.weight", "x.weight", start="strict")
+        eadem.tie(outer, "x.bias", "y.bias", start="strict")
+    assert [t.sites for t in eadem.ties(part)] == [("0.weight", "1.weight")]
+    eadem.check(part)
+    eadem.untie(part)
+    assert names(part) == names(mlp(2))
+
+
+class Branch(nn.Module):
+    """Parameters of its own before those of a child."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for i in range(4):
+            setattr(self, f"p{i}", nn.Parameter(torch.full((2, 2), float(i))))
+        self.child = nn.Linear(2, 2)
+
+
+def test_owners_are_first_in_traversal_order_beside_derived_parameters() -> None:
+    calls = [("0.weight", "1.p0", "1.p1", "1.p2"), ("1.p3", "1.child.weight")]
+    stored = []
+    for order in (calls, calls[::-1]):
+        model = nn.ModuleList([nn.Linear(2, 2), Branch()])
+        for sites in order:
+            eadem.tie(model, *sites)
+        stored.append(list(model.state_dict()))
+    assert stored[0] == stored[1] == ["0.weight", "0.bias", "1.p3", "1.child.bias"]
+
+
+def test_a_refused_untie_leaves_every_tie() -> None:
+    model = mlp(3)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    eadem.tie(model, {"0.weight": eadem.Same(), "1.weight": eadem.Scale(2.0)})
+    eadem.tie(model, "2.weight", via=eadem.Fixed(torch.zeros(3, 3)))
+    eadem.tie(model, "0.weight", "1.weight", "2.weight")
+    before = [t.sites for t in eadem.ties(model)]
+    with pytest.raises(eadem.TieConflict):
+        eadem.untie(model, "2.weight")
+    assert [t.sites for t in eadem.ties(model)] == before
+    eadem.check(model)
+
+
+def test_untie_of_a_part_that_no_tie_lists() -> None:
+    model = mlp(2)
+    eadem.tie(model, "0.weight[:2]", "1.weight[:2]")
+    with pytest.raises(eadem.NoSuchSite, match=r"0\.weight\[0:2\]"):
+        eadem.untie(model, "0.weight[0]")
+    eadem.untie(model, "0.weight[:2]")
+    assert eadem.ties(model) == []
+
+
+def test_untie_leaves_no_tie_of_one_site_that_says_nothing() -> None:
+    model = mlp(2)
+    eadem.tie(model, "1.weight", to="0.weight", via=eadem.Transpose())
+    eadem.untie(model, "0.weight")
+    assert eadem.ties(model) == []
+
+
+@pytest.mark.parametrize("frozen", [(0, 1), (2, 3)])
+def test_untie_of_a_frozen_and_a_learned_tie(frozen: tuple[int, int]) -> None:
+    model = mlp(4)
+    for i in frozen:
+        model[i].weight.requires_grad_(False)
+    eadem.tie(model, "0.weight", "1.weight")
+    eadem.tie(model, "2.weight", "3.weight")
+    learned = [layer.weight.requires_grad for layer in eadem.twin(model)]
+    assert learned == [i not in frozen for i in range(4)]

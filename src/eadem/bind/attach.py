@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from eadem.bind.access import dress, enter_forward, leave_forward
-from eadem.bind.group import LINKS, ORDER, Link, TieGroup, marks, set_marks
+from eadem.bind.group import LINKS, ORDER, Link, Place, TieGroup, marks, set_marks
 from eadem.bind.load import load_hook
 from eadem.bind.names import Sites
 from eadem.bind.optimizers import note_dead, note_resized, revive
@@ -54,15 +54,15 @@ def attach(
         kept = {a: k for a, k in module.__dict__.get(LINKS, {}).items() if a not in attrs}
         links[module] = kept
         module.__dict__.setdefault(ORDER, _order(module))
-    grads = {id(g): _requires_grad(g) for g in old}
-    default = next(iter(grads.values()), True)
+    learned = {place: _requires_grad(g) for g in old for place in g.places.values()}
     for name, value in freed.items():
-        module, attr = sites[name]
-        p = module._parameters.get(attr)
+        place = sites[name]
+        p = place.parameter
         if p is None or p.shape != value.shape:
-            _store(module, attr, value.clone(), default, name)
+            requires = learned.get(place, True)
+            _store(place.module, place.attr, value.clone(), requires, name)
     for group in new:
-        requires = default if old else _requires_grad_before(group)
+        requires = _requires_grad_before(group, learned)
         for key in group.places:
             module, attr = group.places[key]
             owner = group.resolved.owners.get(key)
@@ -134,9 +134,11 @@ def _requires_grad(group: TieGroup) -> bool:
     return any(p.requires_grad for _, p in group.owner_parameters())
 
 
-def _requires_grad_before(group: TieGroup) -> bool:
+def _requires_grad_before(group: TieGroup, learned: Mapping[Place, bool]) -> bool:
     found = [
-        p.requires_grad for place in group.places.values() if (p := place.parameter) is not None
+        learned.get(place, p is None or p.requires_grad)
+        for place in group.places.values()
+        for p in [place.parameter]
     ]
     return all(found)
 

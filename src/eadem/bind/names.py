@@ -166,7 +166,8 @@ class Sites:
             where.append(list(at._modules).index(part))
             at = at._modules[part]  # type: ignore[assignment]
         # a module's own parameters come before those of its children
-        return (*where, -len(at._parameters) - 1 + _attributes(at).index(attr))
+        own = _attributes(at)
+        return (*where, own.index(attr) - len(own))
 
     @cached_property
     def names(self) -> dict[Place, str]:

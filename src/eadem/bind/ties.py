@@ -35,7 +35,7 @@ from eadem.bind.names import Sites, is_pattern, match
 from eadem.bind.written import agree
 from eadem.errors import NoSuchSite, ShapeError, TieConflict, nearest
 from eadem.maps.base import LinearMap, Map, Shape, numel
-from eadem.maps.view import Same
+from eadem.maps.view import Same, ViewMap
 
 __all__ = ["Start", "Tie", "declare", "plan", "tie", "tie_modules", "twin", "untie"]
 
@@ -467,10 +467,10 @@ def _resolve(
         places = {n: index[n] for n in resolved.names}
         local = {n: tuple(shapes[n]) for n in resolved.names}
         ties = [bounds[id(d)] for d in members]
-        for d, b in zip(members, ties, strict=True):
-            for entry, own in zip(d.entries, b.entries, strict=True):
-                own.key = entry.site.name
         groups.append(TieGroup(places, local, ties, resolved))
+    for d, b in everything:  # only now: an error above leaves the ties as they were
+        for entry, own in zip(d.entries, b.entries, strict=True):
+            own.key = entry.site.name
     return groups, thetas
 
 
@@ -580,26 +580,21 @@ def untie(model: nn.Module, *sites: str) -> nn.Module:
             raise NoSuchSite(f"{s} is not tied; {nearest(s.name, found)}")
     values = values_of(index, found)
     kept: list[tuple[Declaration, BoundTie]] = []
+    matched: set[Site] = set()
     for d, b in [*everything, *adopted]:
-        entries = [
-            e
-            for e in d.entries
-            if out
-            and not any(s == e.site or (s.index is None and s.name == e.site.name) for s in out)
-        ]
-        if len(entries) < 1 or (
-            len(entries) == 1 and len(d.entries) > 1 and _plain(entries[0])
-        ):
+        left = [_matching(out, e.site) for e in d.entries]
+        matched.update(*left)
+        stay = [i for i, by in enumerate(left) if out and not by]
+        entries = tuple(d.entries[i] for i in stay)
+        if not entries or (len(entries) == 1 < len(d.entries) and _plain(entries[0])):
             continue
-        rest = replace(d, entries=tuple(entries))
-        residual = {(e.key, e.index): e.residual for e in b.entries}
-        b.entries = [
-            BoundEntry(
-                e.site.name, e.site.index, e.map, residual.get((e.site.name, e.site.index), 0.0)
-            )
-            for e in entries
-        ]
-        kept.append((rest, b))
+        before = b.entries or [BoundEntry(str(e.site), e.site.index, e.map) for e in d.entries]
+        fresh = BoundTie([replace(before[i]) for i in stay])
+        kept.append((Declaration(entries), fresh))
+    for s in sorted(out - matched, key=str):
+        raise NoSuchSite(
+            f"{s} is not a site of any tie; {nearest(str(s), _listed(everything, adopted))}"
+        )
     shapes = {n: index.shape(n) for n in found}
     groups, thetas = _resolve(index, kept, shapes, values, {}, {})
     still = {n for g in groups for n in g.places}
@@ -612,8 +607,18 @@ def untie(model: nn.Module, *sites: str) -> nn.Module:
     return model
 
 
+def _matching(out: set[Site], site: Site) -> set[Site]:
+    """Which of the sites to untie mean this one: itself, or the whole that it is a part of."""
+    return {s for s in out if s == site or (s.index is None and s.name == site.name)}
+
+
+def _listed(*declared: Sequence[tuple[Declaration, BoundTie]]) -> list[str]:
+    return [str(e.site) for several in declared for d, _ in several for e in d.entries]
+
+
 def _plain(entry: Entry) -> bool:
-    return isinstance(entry.map, LinearMap) and isinstance(entry.map, Same)
+    """Whether a map, alone in its tie, leaves its site free."""
+    return isinstance(entry.map, ViewMap)
 
 
 @torch.no_grad()
