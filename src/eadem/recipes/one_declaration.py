@@ -15,15 +15,18 @@ of it, and three unrelated solvers learn through it, each using one member of th
 One function, `score_statistic`, gives the evidence against every tie at the tied fit alone.
 Each model is also fitted under a deliberately wrong tie.
 
-Predicate of C30, fixed before the recipe was run, for one data set a model at the run's seed:
+Predicate of C30, for one data set a model at the run's seed:
 (1) each solver agrees with an oracle that knows no ties: the network with one made of a module
 used twice, by hand, within 1e-6 of its mean square; the HMM with a sum over all state paths,
 within 1e-10 of log-likelihood and counts, and no EM step lowers the likelihood; the curves with
 scipy.optimize.least_squares, the constraints substituted by hand, within 1e-6 of every value;
-(2) the true tie has p >= 0.001 and the wrong one p <= 1e-6. The synthetic data are drawn from
-the model, so the plain statistic is used; real digits are not, so there it is the robust one.
-The sizes of the synthetic data, and how wrong the wrong ties are, were chosen for power in pilot
-runs at seeds 0 and 1; the thresholds were not.
+(2) the true tie has p >= 0.001 and the wrong one p <= 1e-6. The synthetic data are drawn
+from the model, so the plain statistic is used; the digits are not, so there it is the robust.
+
+The thresholds stood from the start. The rest was settled in pilot runs at seeds 0 to 4, whose
+results are therefore no confirmation: the sizes of the synthetic data, the wrong ties, which of
+the two statistics each model uses (the robust one has less power against a wrong tie), and the
+designs of the network and the HMM, of which earlier ones did not identify what their ties took.
 """
 
 from __future__ import annotations
@@ -375,11 +378,17 @@ def sample(count: int, length: int, generator: torch.Generator) -> Tensor:
 
 
 def probabilities(seed: int, *ties: tuple[str, ...]) -> CategoricalHMM:
-    """A model near the truth whose rows sum to one, with these pairs of parts tied."""
+    """A start near the truth whose rows sum to one, with these pairs of parts tied.
+
+    The truth is mixed with the uniform distribution over what is possible, so that the nearest
+    point that the ties allow is positive, as EM needs, under a wrong tie too.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def near(p: Tensor) -> Tensor:
-        noisy = p * (0.8 + 0.4 * torch.rand(p.shape, generator=generator, dtype=p.dtype))
+        possible = (p > 0).to(p.dtype)
+        mixed = 0.7 * p + 0.3 * possible / possible.sum(-1, keepdim=True)
+        noisy = mixed * (0.8 + 0.4 * torch.rand(p.shape, generator=generator, dtype=p.dtype))
         return noisy / noisy.sum(-1, keepdim=True)
 
     hmm = CategoricalHMM(near(START), near(MOVE), near(EMIT))
