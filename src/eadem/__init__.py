@@ -36,6 +36,7 @@ if _TYPE_CHECKING:
     from .bind import twin as twin
     from .bind import untie as untie
     from .evidence._trace import trace as trace
+    from .evidence.certificate import Shifts as Shifts
     from .evidence.certificate import certify as certify
     from .maps import Affine as Affine
     from .maps import Bounded as Bounded
@@ -54,6 +55,7 @@ if _TYPE_CHECKING:
     from .maps import Same as Same
     from .maps import Scale as Scale
     from .maps import Subspace as Subspace
+    from .maps import SumToOne as SumToOne
     from .maps import Toeplitz1d as Toeplitz1d
     from .maps import Toeplitz2d as Toeplitz2d
     from .maps import Transpose as Transpose
@@ -100,6 +102,7 @@ _HOME = {
         "Same",
         "Scale",
         "Subspace",
+        "SumToOne",
         "Toeplitz1d",
         "Toeplitz2d",
         "Transpose",
@@ -112,6 +115,7 @@ _HOME = {
         "save",
     ),
     "evidence": (
+        "Shifts",
         "certify",
         "trace",
     ),

@@ -13,7 +13,7 @@ from eadem.errors import ShapeError
 from eadem.maps.algebra import orthonormal
 from eadem.maps.base import LinearMap
 from eadem.maps.simplex import SumToOne
-from eadem.solvers import em, m_step
+from eadem.solvers import SolverError, em, m_step
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,17 +129,17 @@ def test_a_coordinate_held_at_zero_stays_and_refuses_counts():
     start = plan.lift(double([0.0, 0.5, 0.5]))
     p = plan.expand(m_step(plan, double([0.0, 1.0, 3.0]), start))
     np.testing.assert_allclose(p, [0.0, 0.25, 0.75], atol=1e-12)
-    with pytest.raises(ValueError, match="held at zero"):
+    with pytest.raises(SolverError, match="held at zero"):
         m_step(plan, double([1.0, 1.0, 3.0]), start)
 
 
 def test_a_start_that_is_not_positive_is_refused():
     plan = SumToOne().bind((2,))
-    with pytest.raises(ValueError, match="start"):
+    with pytest.raises(SolverError, match="start"):
         m_step(plan, double([1.0, 1.0]), double([0.9]))
     with pytest.raises(ShapeError, match="counts"):
         m_step(plan, double([1.0]), double([0.0]))
-    with pytest.raises(ValueError, match="not negative"):
+    with pytest.raises(SolverError, match="not negative"):
         m_step(plan, double([1.0, -1.0]), double([0.0]))
 
 
@@ -181,5 +181,15 @@ def test_counts_of_another_likelihood_are_refused():
     def wrong(p):
         return float(p.flatten()[0]), double([1.0, 9.0])
 
-    with pytest.raises(ValueError, match="fell"):
+    with pytest.raises(SolverError, match="fell"):
         em(plan, wrong, double([0.0]))
+
+
+def test_em_refuses_a_start_outside_the_simplex_before_it_counts_anything():
+    plan = SumToOne().bind((2,))
+
+    def never(p):
+        raise AssertionError("the E-step was called")
+
+    with pytest.raises(SolverError, match="start from positive"):
+        em(plan, never, double([0.9]))

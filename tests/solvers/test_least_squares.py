@@ -11,7 +11,7 @@ from eadem.errors import ShapeError
 from eadem.maps import Affine, Same
 from eadem.maps.algebra import blocks, stack
 from eadem.maps.base import LinearMap, Map
-from eadem.solvers import least_squares
+from eadem.solvers import SolverError, least_squares
 
 # NIST Statistical Reference Datasets, nonlinear regression (www.itl.nist.gov/div898/strd):
 # x, y, model, start, certified values, certified residual sum of squares.
@@ -151,5 +151,5 @@ def test_a_wrong_start_and_a_residual_that_is_not_finite_say_so():
     plan = Same().bind((2,))
     with pytest.raises(ShapeError, match="start"):
         least_squares(plan, lambda w: w, double([0.0]))
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(SolverError, match="not finite"):
         least_squares(plan, lambda w: w.log(), double([-1.0, 1.0]))

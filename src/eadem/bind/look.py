@@ -22,7 +22,8 @@ from eadem.bind.group import LINKS, BoundTie
 from eadem.bind.names import Sites
 from eadem.bind.ties import Tie, _aliases, _by_name
 from eadem.errors import ShapeError, TieBroken
-from eadem.maps.base import LinearMap, numel
+from eadem.maps.base import LinearMap, Map, numel
+from eadem.maps.index import Indexed, Reshape
 from eadem.maps.view import ViewMap
 
 __all__ = [
@@ -222,7 +223,7 @@ def explain(model: nn.Module, site: str) -> str:
         lines.append(f"{name} {group.shapes[key]} = {_formula(e, [names[o] for o in used])}")
         for o in used:
             owner = group.resolved.owners[o]
-            through = "" if owner.source is None else f" through {owner.source!r}"
+            through = "" if owner.source is None else f" through {_through(owner.source)}"
             lines.append(f"  θ: {names[o]} {owner.shape}{through}")
         lines += _constants(e)
         for bound in group.ties:
@@ -233,6 +234,19 @@ def explain(model: nn.Module, site: str) -> str:
     if name in sites.aliases:
         return f"{name} is the same parameter as {sites.aliases[name]} (the model's own alias)"
     return f"{name} {sites.shape(name)} is not tied: its parameter is its own"
+
+
+def _through(phi: Map) -> str:
+    """The maps between a stored θ and the values it stands for, outermost first."""
+    if isinstance(phi, Indexed | Reshape):
+        return ""
+    inner = [v for v in phi.arguments().values() if isinstance(v, Map)]
+    if not inner:
+        parts = phi.arguments().get("parts", ())
+        names = [_through(p) for p in parts] if parts else [type(phi).__name__]
+    else:
+        names = [_through(p) for p in inner]
+    return " ∘ ".join(n for n in names if n)
 
 
 def _constants(e: Expression | None) -> list[str]:

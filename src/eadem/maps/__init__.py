@@ -5,6 +5,7 @@ from .base import Map as Map
 from .nonlinear import Bounded as Bounded
 from .nonlinear import Function as Function
 from .nonlinear import Positive as Positive
+from .simplex import SumToOne as SumToOne
 from .structured import Fixed as Fixed
 from .structured import Gather as Gather
 from .structured import Local1d as Local1d

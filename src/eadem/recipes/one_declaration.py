@@ -15,24 +15,27 @@ of it, and three unrelated solvers learn through it, each using one member of th
 One function, `score_statistic`, gives the evidence against every tie at the tied fit alone.
 Each model is also fitted under a deliberately wrong tie.
 
-Predicate of C30, fixed before the recipe was run, for one data set a model at the run's seed:
+Predicate of C30, for one data set a model at the run's seed:
 (1) each solver agrees with an oracle that knows no ties: the network with one made of a module
 used twice, by hand, within 1e-6 of its mean square; the HMM with a sum over all state paths,
 within 1e-10 of log-likelihood and counts, and no EM step lowers the likelihood; the curves with
 scipy.optimize.least_squares, the constraints substituted by hand, within 1e-6 of every value;
-(2) the true tie has p >= 0.001 and the wrong one p <= 1e-6. The synthetic data are drawn from
-the model, so the plain statistic is used; real digits are not, so there it is the robust one.
-The sizes of the synthetic data, and how wrong the wrong ties are, were chosen for power in
-pilot runs at seeds 0 and 1; the thresholds were not.
+(2) the true tie has p >= 0.001 and the wrong one p <= 1e-6. The synthetic data are drawn
+from the model, so the plain statistic is used; the digits are not, so there it is the robust.
+
+The thresholds stood from the start. The rest was settled in pilot runs at seeds 0 to 4, whose
+results are therefore no confirmation: the sizes of the synthetic data, the wrong ties, which of
+the two statistics each model uses (the robust one has less power against a wrong tie), and the
+designs of the network and the HMM, of which earlier ones did not identify what their ties took.
+At seeds 5 to 10 the final design held but for 9, where EM was given a start outside the
+simplex; the start was then moved inwards, and 9 and the new seeds 11 to 16 held.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,9 +48,9 @@ from eadem.bind import free_vector, resolved, set_free_vector
 from eadem.evidence import ScoreResult, score_statistic
 from eadem.maps import Affine, Fixed, Flip, LinearMap, Map, Positive, Same
 from eadem.maps.simplex import SumToOne
-from eadem.recipes import Claim, Context
-from eadem.recipes._run import METRICS, REPORT, write_atomic
-from eadem.report import chart, numbers, page, terminal
+from eadem.recipes import Context
+from eadem.recipes._one_declaration_page import grid
+from eadem.recipes._one_declaration_page import report as report
 from eadem.solvers import em, least_squares
 
 TRUE_TIE, WRONG_TIE = 1e-3, 1e-6
@@ -71,7 +74,7 @@ def run(context: Context) -> None:
         all(s.agrees and s.separates for s in studies),
     )
     context.write_metrics({"models": {s.name: s.record() for s in studies}})
-    context.say(_grid(studies), terminal.claims_grid(context.claims))
+    context.say(grid({s.name: s.record() for s in studies}))
     report(context.out)
 
 
@@ -375,11 +378,17 @@ def sample(count: int, length: int, generator: torch.Generator) -> Tensor:
 
 
 def probabilities(seed: int, *ties: tuple[str, ...]) -> CategoricalHMM:
-    """A model near the truth whose rows sum to one, with these pairs of parts tied."""
+    """A start near the truth whose rows sum to one, with these pairs of parts tied.
+
+    The truth is mixed with the uniform distribution over what is possible, so that the nearest
+    point that the ties allow is positive, as EM needs, under a wrong tie too.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def near(p: Tensor) -> Tensor:
-        noisy = p * (0.8 + 0.4 * torch.rand(p.shape, generator=generator, dtype=p.dtype))
+        possible = (p > 0).to(p.dtype)
+        mixed = 0.7 * p + 0.3 * possible / possible.sum(-1, keepdim=True)
+        noisy = mixed * (0.8 + 0.4 * torch.rand(p.shape, generator=generator, dtype=p.dtype))
         return noisy / noisy.sum(-1, keepdim=True)
 
     hmm = CategoricalHMM(near(START), near(MOVE), near(EMIT))
@@ -553,106 +562,3 @@ def curves(context: Context) -> Study:
 
 
 # The page.
-
-
-def _rows(models: Mapping[str, Any]) -> list[list[str]]:
-    show = numbers.significant
-    return [
-        [
-            name,
-            m["solver"],
-            m["pooled"],
-            f"{m['free']} → {m['expanded']}",
-            show(m["discrepancy"]),
-            *(_verdict(m, which) for which in ("true", "wrong")),
-        ]
-        for name, m in models.items()
-    ]
-
-
-def _verdict(model: Mapping[str, Any], which: str) -> str:
-    test = model[f"{which}_tie"]
-    test = test["robust"] if model["by_robust"] else test
-    p = float(model[f"p_{which}"])
-    shown = "< 10⁻³⁰⁰" if p < 1e-300 else f"= {numbers.significant(p)}"
-    return f"χ²({test['df']}) = {numbers.significant(test['statistic'])}, p {shown}"
-
-
-COLUMNS = [
-    "model",
-    "solver",
-    "pooled by φ",
-    "free → sites",
-    "off oracle",
-    "true tie",
-    "wrong tie",
-]
-
-
-def _grid(studies: list[Study]) -> Any:
-    models = {s.name: s.record() for s in studies}
-    return terminal.grid("One declaration, three kinds of model", COLUMNS, _rows(models))
-
-
-def _curve(name: str, model: Mapping[str, Any]) -> str:
-    """How far the objective was from its last value, on a logarithmic scale, by iteration."""
-    history = model["history"]
-    last = history[-1]
-    gap = [(i, abs(h - last)) for i, h in enumerate(history) if h != last]
-    x, y = [float(i) for i, _ in gap], [float(np.log10(g)) for _, g in gap]
-    series = chart.Series(name, x, y, markers=len(gap) <= 30)
-    label = f"{name}: distance of the objective from where it ended"
-    return chart.chart(chart.Chart(label, "iteration", "log₁₀ distance", [series]))
-
-
-def report(folder: Path) -> None:
-    """Write the page of a finished run from its metrics.json."""
-    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    models, claims = metrics["models"], [Claim(**c) for c in metrics["claims"]]
-    described = [[name, m["data"], m["oracle"]] for name, m in models.items()]
-    notes = [
-        [name, which, note]
-        for name, m in models.items()
-        for which in ("true", "wrong")
-        for note in m[f"{which}_tie"]["notes"]
-    ]
-    tests = [page.table(COLUMNS, _rows(models))]
-    if notes:
-        tests.append(
-            page.foldout("Notes of the tests", page.table(["model", "tie", ""], notes))
-        )
-    whole = page.Page(
-        title="One declaration, three kinds of model",
-        eyebrow="eadem run one-declaration",
-        lede="The same tie on a network, a hidden Markov model and a curve fit. What the sites "
-        "say is pooled through one map; what pooling throws away is the evidence.",
-        facts=[
-            (f"{m['free']} → {m['expanded']}", f"free values → sites, {name}")
-            for name, m in models.items()
-        ],
-        sections=[
-            page.Section("claim", "The claim", blocks=[page.claims_table(claims)]),
-            page.Section(
-                "models",
-                "Three models",
-                "Each solver uses one member of the plan, and is checked against an oracle "
-                "that knows no ties.",
-                [page.table(["model", "data", "oracle"], described)],
-            ),
-            page.Section(
-                "evidence",
-                "The evidence each tie gives against itself",
-                "Score statistics at the tied fit, all from one function. Where the data are "
-                "real the sandwich variance is used.",
-                tests,
-            ),
-            page.Section(
-                "solvers",
-                "Three solvers",
-                "Each chart ends where its solver stopped.",
-                [_curve(name, m) for name, m in models.items()],
-            ),
-        ],
-        footer=[f"seed {metrics['seed']}" + (", quick" if metrics["quick"] else "")],
-    )
-    write_atomic(folder / REPORT, page.render(whole))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eadem.errors import ShapeError
 from eadem.maps.base import LinearMap
-from eadem.solvers.solution import Solution
+from eadem.solvers.solution import Solution, SolverError
 
 __all__ = ["em", "m_step"]
 
@@ -39,7 +39,7 @@ def em(
     times the log-likelihood. The solution's `objective` is the log-likelihood, which never
     falls; its `gradient` at the sites is c/p (Fisher's identity).
 
-    Raises ValueError if the log-likelihood falls, which says that the counts are not those
+    Raises SolverError if the log-likelihood falls, which says that the counts are not those
     of the log-likelihood, and if the start is not positive.
 
     >>> from eadem.maps.simplex import SumToOne
@@ -50,16 +50,18 @@ def em(
     tensor([0.7500, 0.2500], dtype=torch.float64)
     """
     theta = theta.detach().to(torch.float64)
-    likelihood, counts = e_step(plan.expand(theta))
+    matrix = plan.dense()
+    start = plan.expand(theta)
+    _check_start(start.reshape(-1), _held(start.reshape(-1), matrix))
+    likelihood, counts = e_step(start)
     history = [likelihood]
     converged, message = False, f"stopped after {max_iterations} iterations"
-    matrix = plan.dense()
     for _ in range(max_iterations):
         proposal = _maximise(plan, matrix, counts, theta)
         reached, new_counts = e_step(plan.expand(proposal))
         slack = 1e-12 * max(1.0, abs(likelihood))
         if reached < likelihood - slack:
-            raise ValueError(
+            raise SolverError(
                 f"the log-likelihood fell from {likelihood!r} to {reached!r} in an EM step; "
                 "e_step must return the expected counts of the log-likelihood that it returns"
             )
@@ -90,7 +92,7 @@ def m_step(plan: LinearMap, counts: Tensor, theta: Tensor) -> Tensor:
 
     `counts` ≥ 0 of `plan.out_shape`. Damped Newton steps through φ, so each raises the
     objective. A count of zero gives a p of about `COUNT_FLOOR`, not exactly zero. A site that
-    the plan holds at zero must have no counts. Raises ValueError where the start is not
+    the plan holds at zero must have no counts. Raises SolverError where the start is not
     positive or such a site has counts, ShapeError where shapes disagree.
 
     >>> from eadem.maps.simplex import SumToOne
@@ -121,8 +123,9 @@ def _maximise(plan: LinearMap, matrix: Tensor, counts: Tensor, theta: Tensor) ->
         )
     p = plan.expand(theta).reshape(-1)
     c = counts.detach().to(torch.float64).reshape(-1)
-    held = (p == 0) & (matrix == 0).all(dim=1)
-    _check(p, c, held)
+    held = _held(p, matrix)
+    _check_start(p, held)
+    _check_counts(c, held)
     live = ~held
     phi, c = matrix[live], c[live]
     objective = _Objective(c, live)
@@ -178,19 +181,27 @@ def _least_squares(matrix: Tensor, target: Tensor) -> Tensor:
     return solved.squeeze(1)
 
 
-def _check(p: Tensor, c: Tensor, held: Tensor) -> None:
-    if bool((c < 0).any()) or not bool(torch.isfinite(c).all()):
-        raise ValueError("counts must be finite and not negative")
-    bad = ((p <= 0) & ~held).nonzero().reshape(-1)
+def _held(p: Tensor, matrix: Tensor) -> Tensor:
+    """Which coordinates the plan holds at zero."""
+    return (p == 0) & (matrix == 0).all(dim=1)
+
+
+def _check_start(p: Tensor, held: Tensor) -> None:
+    bad = (~(p > 0) & ~held).nonzero().reshape(-1)
     if bad.numel():
-        raise ValueError(
+        raise SolverError(
             f"the start has p = {float(p[bad[0]])!r} at coordinate {int(bad[0])} "
             f"({bad.numel()} in all are not positive); start from positive probabilities, or "
             "hold the coordinate at zero in the plan"
         )
+
+
+def _check_counts(c: Tensor, held: Tensor) -> None:
+    if bool((c < 0).any()) or not bool(torch.isfinite(c).all()):
+        raise SolverError("counts must be finite and not negative")
     lost = (held & (c > 0)).nonzero().reshape(-1)
     if lost.numel():
-        raise ValueError(
+        raise SolverError(
             f"coordinate {int(lost[0])} is held at zero by the plan but has "
             f"{float(c[lost[0]])!r} counts: the data contradict the plan"
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eadem.errors import ShapeError
 from eadem.maps.base import Map, numel
-from eadem.solvers.solution import Solution
+from eadem.solvers.solution import Solution, SolverError
 
 __all__ = ["least_squares"]
 
@@ -126,7 +126,7 @@ class _Problem:
         values = self.plan.expand(theta).reshape(-1).detach()
         r = self.residual(theta)
         if not bool(torch.isfinite(r).all()):
-            raise ValueError(
+            raise SolverError(
                 "the residual is not finite at these values of the sites: "
                 f"{values.tolist()[:8]}; start elsewhere or bound the parameters"
             )

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Solution"]
+from eadem.errors import EademError
+
+__all__ = ["Solution", "SolverError"]
+
+
+class SolverError(EademError, ValueError):
+    """A solver cannot start here, or was given functions that contradict each other."""
 
 
 @dataclass(frozen=True)
