@@ -1184,3 +1184,29 @@ def test_a_scaled_site_is_computed_once_per_forward() -> None:
     eadem.tie(model, "layers.1.weight", to="layers.0.weight", via=eadem.Scale(2.0))
     model(torch.ones(1, 3))
     assert model.read[0] is model.read[1]
+
+
+@pytest.mark.parametrize("start", ["first", "mean", "init"])
+def test_whole_sites_never_ask_for_coordinates(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index of a whole embedding is larger than the embedding."""
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("coordinates of a whole site were built")
+
+    monkeypatch.setattr("eadem.maps.view.View.index", refuse)
+    model = nn.ModuleList([nn.Linear(2, 3), nn.Linear(2, 3), nn.Linear(3, 2)])
+    eadem.tie(model, "1.weight", to="0.weight", start=start)
+    scaled = eadem.Transpose() @ eadem.Scale(2.0)
+    eadem.tie(model, "2.weight", to="0.weight", via=scaled, start=start)
+    assert eadem.counts(model).free == 6 + 8
+    assert "0.weight" in eadem.explain(model, "2.weight")
+    full = eadem.materialize(model)
+    model.load_state_dict({"2.weight": full["2.weight"]}, strict=False)
+    equal(read(model, "0.weight"), full["0.weight"])
+    with torch.no_grad():
+        model[2].weight.mul_(2)
+    equal(read(model, "1.weight"), 2 * full["1.weight"])
+    eadem.untie(model, "2.weight")
+    eadem.record(model)
