@@ -1127,3 +1127,99 @@ def test_untie_of_a_frozen_and_a_learned_tie(frozen: tuple[int, int]) -> None:
     eadem.tie(model, "2.weight", "3.weight")
     learned = [layer.weight.requires_grad for layer in eadem.twin(model)]
     assert learned == [i not in frozen for i in range(4)]
+
+
+# writes that reach a computed site in a list, or through one of several views
+
+
+def _scaled() -> nn.Sequential:
+    model = mlp(2)
+    eadem.tie(model, "1.weight", to="0.weight", via=eadem.Scale(2.0))
+    return model
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda w: [g.zero_() for g in w.chunk(3)],
+        lambda w: [row.zero_() for row in w],
+        lambda w: torch._foreach_zero_([w]),
+        lambda w: torch.zeros(3, 3, out=w),
+    ],
+)
+def test_a_write_at_a_computed_site_is_never_lost(write: Callable[[Tensor], Any]) -> None:
+    model = _scaled()
+    with torch.no_grad():
+        write(model[1].weight)
+    equal(model[0].weight.detach(), torch.zeros(3, 3))
+
+
+def test_a_parameter_made_from_a_computed_site_is_independent() -> None:
+    model = _scaled()
+    before = read(model, "0.weight")
+    other = nn.Linear(3, 3)
+    other.weight = nn.Parameter(model[1].weight.detach())
+    with torch.no_grad():
+        other.weight.zero_()
+    equal(model[0].weight.detach(), before)
+    for copied in (copy.deepcopy(other), pickle.loads(pickle.dumps(other))):
+        assert type(copied.weight) is nn.Parameter
+        assert copied.weight.requires_grad
+
+
+def test_a_differentiable_value_cannot_stand_in_for_a_site() -> None:
+    model = _scaled()
+    value = torch.zeros(3, 3, requires_grad=True)
+    x = torch.ones(1, 3)
+    for module, name in ((model, "1.weight"), (model[1], "weight")):
+        with pytest.raises(eadem.TieBroken, match="free values"):
+            torch.func.functional_call(module, {name: value}, x)
+        with pytest.raises(eadem.TieBroken, match="free values"):
+            torch.func.grad(
+                lambda w, m=module, n=name: torch.func.functional_call(m, {n: w}, x).sum()
+            )(value.detach())
+    assert bool(model[0].weight.any())
+
+
+def test_a_scaled_site_is_computed_once_per_forward() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = _scaled()
+            self.read: list[Tensor] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.read = [self.layers[1].weight, self.layers[1].weight]
+            return self.layers[1](x)
+
+    model = Twice()
+    eadem.untie(model)
+    eadem.tie(model, "layers.1.weight", to="layers.0.weight", via=eadem.Scale(2.0))
+    model(torch.ones(1, 3))
+    assert model.read[0] is model.read[1]
+
+
+@pytest.mark.parametrize("start", ["first", "mean", "init"])
+def test_whole_sites_never_ask_for_coordinates(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index of a whole embedding is larger than the embedding."""
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("coordinates of a whole site were built")
+
+    monkeypatch.setattr("eadem.maps.view.View.index", refuse)
+    model = nn.ModuleList([nn.Linear(2, 3), nn.Linear(2, 3), nn.Linear(3, 2)])
+    eadem.tie(model, "1.weight", to="0.weight", start=start)
+    scaled = eadem.Transpose() @ eadem.Scale(2.0)
+    eadem.tie(model, "2.weight", to="0.weight", via=scaled, start=start)
+    assert eadem.counts(model).free == 6 + 8
+    assert "0.weight" in eadem.explain(model, "2.weight")
+    full = eadem.materialize(model)
+    model.load_state_dict({"2.weight": full["2.weight"]}, strict=False)
+    equal(read(model, "0.weight"), full["0.weight"])
+    with torch.no_grad():
+        model[2].weight.mul_(2)
+    equal(read(model, "1.weight"), 2 * full["1.weight"])
+    eadem.untie(model, "2.weight")
+    eadem.record(model)

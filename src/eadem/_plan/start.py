@@ -76,7 +76,9 @@ def first(
 
 def _invert(outer: Map, value: Tensor) -> tuple[Tensor, Tensor]:
     """Flat roots from a site, each from the first coordinate that uses it, and which are."""
-    index = outer.index() if isinstance(outer, LinearMap) else None
+    index = None
+    if isinstance(outer, LinearMap) and outer.view() is None:
+        index = outer.index()
     if index is None:
         lifted = outer.lift(value).reshape(-1)
         return lifted, torch.ones(lifted.numel(), dtype=torch.bool)

@@ -22,7 +22,7 @@ from eadem.bind.written import SiteValue, assign
 from eadem.errors import TieBroken, Unsupported
 from eadem.maps.view import View, ViewMap
 
-__all__ = ["base_class", "dress", "enter_forward", "leave_forward", "undress"]
+__all__ = ["base_class", "computed", "dress", "enter_forward", "leave_forward", "undress"]
 
 OWNER = "_eadem_owner_"
 
@@ -327,6 +327,11 @@ def _spec(attr: str, link: Link) -> Spec:
         if owner.source is None and owner.whole and plain:
             return Spec(attr, link.sources[0][1], view)
     return Spec(attr)
+
+
+def computed(link: Link) -> bool:
+    """Whether a site is computed, not read straight from its owner."""
+    return _spec("", link).owner is None
 
 
 def dress(module: nn.Module, links: dict[str, Link]) -> None:

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from eadem.bind.access import dress, enter_forward, leave_forward
+from eadem.bind.access import computed, dress, enter_forward, leave_forward
 from eadem.bind.group import LINKS, ORDER, Link, Place, TieGroup, marks, set_marks
 from eadem.bind.load import load_hook
 from eadem.bind.names import Sites
 from eadem.bind.optimizers import note_dead, note_resized, revive
-from eadem.maps.view import ViewMap
 
 __all__ = ["attach", "values_of"]
 
@@ -189,7 +188,7 @@ def _mark(sites: Sites, old: list[TieGroup], new: list[TieGroup]) -> None:
 
 
 def _computes(group: TieGroup) -> bool:
-    return any(not isinstance(e.outer, ViewMap) for e in group.resolved.expressions.values())
+    return any(computed(group.link(key)) for key in group.resolved.expressions)
 
 
 def _hook(module: nn.Module) -> None:

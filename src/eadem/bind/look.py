@@ -251,7 +251,9 @@ def _through(phi: Map) -> str:
 
 def _constants(e: Expression | None) -> list[str]:
     """A line on the coordinates that the ties hold constant, where there are any."""
-    index = e.outer.index() if e is not None and isinstance(e.outer, LinearMap) else None
+    if e is None or not isinstance(e.outer, LinearMap) or e.outer.view() is not None:
+        return []
+    index = e.outer.index()
     if index is None:
         return []
     held = index.position < 0

@@ -533,7 +533,9 @@ def _fan_in(index: Sites, group: Group, name: str, shape: Shape) -> float:
     if len(shape) >= 2:
         e = group.expressions.get(name)
         outer = None if e is None else e.outer
-        found = outer.index() if isinstance(outer, LinearMap) else None
+        found = None
+        if isinstance(outer, LinearMap) and outer.view() is None:
+            found = outer.index()
         live = numel(shape) if found is None else int((found.position >= 0).sum())
         return live / shape[0]
     module = index[name].module

@@ -7,6 +7,7 @@ carried on to θ.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,7 +61,7 @@ class SiteValue(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
-            watched = [a for a in (*args, *kwargs.values()) if type(a) is SiteValue]
+            watched = [a for a in _tensors((*args, *kwargs.values())) if _is_watched(a)]
             before = [None if a.is_inference() else a._version for a in watched]
             name = getattr(func, "__name__", "")
             result = func(*args, **kwargs)
@@ -69,20 +70,56 @@ class SiteValue(Tensor):
                     whole = value if name == "__set__" else value._whole
                     _write(value._link, whole, exact=name in _EXACT)
             if watched and type(result) is Tensor:
-                for value in watched:
-                    if _shares(result, value):
-                        alias = result.as_subclass(SiteValue)
-                        alias._link, alias._whole = value._link, value._whole
-                        return alias
+                return _alias(result, watched)
+            if watched and type(result) in (tuple, list):  # chunk, split, unbind
+                parts = [_alias(r, watched) if type(r) is Tensor else r for r in result]
+                return type(result)(parts)
         return result
+
+    def __iter__(self) -> Any:
+        return iter(self.unbind(0))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
-            return self._whole.detach().__reduce_ex__(protocol)
+            plain = self.detach().as_subclass(Tensor)
+            if _is_own(self):
+                plain = nn.Parameter(plain, self.requires_grad)
+            return plain.__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         with torch._C.DisableTorchFunctionSubclass():
-            return self.as_subclass(Tensor).detach().clone()
+            plain = self.as_subclass(Tensor).detach().clone()
+            copied = nn.Parameter(plain, self.requires_grad) if _is_own(self) else plain
+            memo[id(self)] = copied
+            return copied
+
+
+def _is_own(value: Tensor) -> bool:
+    """Whether `nn.Parameter(site_value.detach())` made it: a parameter in its own right."""
+    return bool(getattr(value, "_is_param", False))
+
+
+def _is_watched(value: Any) -> bool:
+    return type(value) is SiteValue and not _is_own(value)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Any]:
+    """Arguments of an operation, those in lists (`torch._foreach_*`, `out=`) one by one."""
+    for value in values:
+        if type(value) in (tuple, list):
+            yield from value
+        else:
+            yield value
+
+
+def _alias(result: Tensor, watched: Sequence[SiteValue]) -> Tensor:
+    """`result`, watched too where it shares the memory of a watched value."""
+    for value in watched:
+        if _shares(result, value):
+            alias = result.as_subclass(SiteValue)
+            alias._link, alias._whole = value._link, value._whole
+            return alias
+    return result
 
 
 def _shares(a: Tensor, b: Tensor) -> bool:
@@ -128,6 +165,15 @@ def assign(link: Link, value: Any, source: str | None = None) -> None:
     if not isinstance(value, Tensor):
         raise TieBroken(
             f"{name!r} is tied and was assigned {type(value).__name__}; untie it first"
+        )
+    if not isinstance(value, nn.Parameter) and (
+        value.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(value)
+    ):
+        raise TieBroken(
+            f"{name!r} is tied (its values come from "
+            f"{', '.join(link.expression.owners) or 'a constant'}); a value that is to be "
+            "differentiated cannot stand in for it. Give functional_call the free values by "
+            "their own names, or use eadem.twin(model)"
         )
     outer = link.expression.outer
     equal = (

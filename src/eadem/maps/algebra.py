@@ -197,7 +197,16 @@ class LinearStack(_SeveralLinear, _Over):
 
     def lift(self, values: Tensor) -> Tensor:
         """The least-squares θ over all parts together."""
-        return LinearMap.lift(self, values)
+        views = [v for p in self.parts if (v := p.view()) is not None]
+        if len(views) < len(self.parts):
+            return LinearMap.lift(self, values)
+        # whole sites: what the first says, corrected by the least squares of what is left
+        wide = values.to(torch.promote_types(values.dtype, torch.float64))
+        first = self.parts[0]
+        theta = first.lift(self._outputs(wide)[0]).reshape(self.in_shape)
+        rest = wide.reshape(self.out_shape) - self.expand(theta)
+        weight = sum(v.scale**2 for v in views)
+        return (theta + self.adjoint(rest) / weight).to(values.dtype)
 
     def gram_diagonal(self) -> Tensor | None:
         """The sum of the parts' diagonals, where all have one."""

@@ -290,11 +290,18 @@ class LinearMap(Map):
 
     def gram_diagonal(self) -> Tensor | None:
         """The diagonal of AᵀA, flat float64, where AᵀA is known to be diagonal; else None."""
+        view = self.view()
+        if view is not None:  # no coordinates for a whole site: they take more than its values
+            one = torch.full((1,), view.scale**2, dtype=torch.float64)
+            return one.expand(numel(self.in_shape))
         index = self.index()
         return None if index is None else index.gram_diagonal()
 
     def lift(self, values: Tensor) -> Tensor:
         """The θ of least ‖Aθ + b − values‖, of least norm where it is not unique."""
+        view = self.view()
+        if view is not None:
+            return view.lift(values)
         index = self.index()
         if index is not None:
             return index.lift(values.reshape(-1)).reshape(self.in_shape)
@@ -311,6 +318,8 @@ class LinearMap(Map):
     @property
     def rank(self) -> int:
         """The dimension of range(A). Numerical, to RANK_RTOL, where it is not derived."""
+        if self.view() is not None:
+            return numel(self.in_shape)
         index = self.index()
         if index is not None:
             return int(index.used().sum())

@@ -288,10 +288,6 @@ class IndexMap(LinearMap):
         shift = self.index().shift
         return None if shift is None else shift.reshape(self.out_shape)
 
-    def gram_diagonal(self) -> Tensor:
-        """How often (scale squared) each free value is used."""
-        return self.index().gram_diagonal()
-
 
 @dataclass(frozen=True, eq=False)
 class Indexed(IndexMap):

@@ -102,6 +102,15 @@ class View:
         theta = self.linear(theta)
         return theta if self.shift == 0.0 else theta + self.shift
 
+    def lift(self, values: Tensor) -> Tensor:
+        """θ from W: the shift taken away, the scale divided out, the axes moved back."""
+        if self.shift != 0.0:
+            values = values - self.shift
+        if self.scale != 1.0:
+            values = values / self.scale
+        back = View(self.perm, self.flips).inverse().reorder(values)
+        return back.clone(memory_format=torch.contiguous_format)
+
     def index(self, in_shape: Sequence[int]) -> Index:
         """The same as coordinates."""
         size = numel(in_shape)
@@ -159,13 +168,7 @@ class ViewMap(IndexMap):
 
     def lift(self, values: Tensor) -> Tensor:
         """The shift taken away, the scale divided out, the axes moved back."""
-        view = self.view()
-        if view.shift != 0.0:
-            values = values - view.shift
-        if view.scale != 1.0:
-            values = values / view.scale
-        back = View(view.perm, view.flips).inverse().reorder(values)
-        return back.clone(memory_format=torch.contiguous_format)
+        return self.view().lift(values)
 
     @property
     def offset(self) -> Tensor | None:
@@ -174,11 +177,6 @@ class ViewMap(IndexMap):
         if shift == 0.0:
             return None
         return torch.full(self.out_shape, shift, dtype=torch.float64)
-
-    def gram_diagonal(self) -> Tensor:
-        """scale², for every free value."""
-        size = numel(self.in_shape)
-        return torch.full((1,), self.view().scale ** 2, dtype=torch.float64).expand(size)
 
 
 @dataclass(frozen=True, eq=False)
