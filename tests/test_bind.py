@@ -1223,3 +1223,74 @@ def test_whole_sites_never_ask_for_coordinates(
     equal(read(model, "1.weight"), 2 * full["1.weight"])
     eadem.untie(model, "2.weight")
     eadem.record(model)
+
+
+# writes inside a forward, interrupted forwards
+
+
+class Clamped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4))
+        self.writes = False
+        self.stops = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x @ self.weight
+        if self.stops:
+            raise KeyboardInterrupt
+        if self.writes:
+            with torch.no_grad():
+                self.weight.clamp_(0, 1)
+        return y + x @ self.weight
+
+
+def test_a_write_inside_a_forward_is_not_lost_silently() -> None:
+    model = Clamped()
+    eadem.tie(model, "weight", via=eadem.Palindrome(dim=-1))
+    model.writes = True
+    with pytest.raises(eadem.TieBroken, match="weight"):
+        model(torch.randn(2, 4))
+    model.writes = False
+    model(torch.randn(2, 4))
+
+
+def test_an_interrupted_forward_leaves_no_stale_value() -> None:
+    model = Clamped()
+    eadem.tie(model, "weight", via=eadem.Palindrome(dim=-1))
+    x = torch.randn(2, 4)
+    model.stops = True
+    with pytest.raises(KeyboardInterrupt):
+        model(x)
+    model.stops = False
+    held = model._parameters["weight"]
+    assert held is not None
+    held.data.mul_(3)  # leaves no trace in the version of what was read
+    want = torch.cat([held, held.flip(-1)]) if held.ndim == 1 else held
+    assert want is not None
+    torch.testing.assert_close(model.weight.sum(), 2 * held.sum())
+    torch.testing.assert_close(model(x), 2 * x @ model.weight.detach())
+
+
+def test_a_mask_on_half_of_a_palindrome_reaches_the_other_half() -> None:
+    model = Clamped()
+    eadem.tie(model, "weight", via=eadem.Palindrome(dim=-1))
+    with torch.no_grad():
+        model.weight.mul_(torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    assert not model.weight[:, 0].any()
+    assert not model.weight[:, 3].any()
+    assert model.weight[:, 1].all()
+    with torch.no_grad(), pytest.raises(eadem.TieBroken, match="satisfy"):
+        model.weight.mul_(torch.tensor([1.0, 2.0, 3.0, 1.0]))
+
+
+def test_every_initialiser_reaches_the_free_values() -> None:
+    model = Clamped()
+    eadem.tie(model, "weight", via=eadem.Palindrome(dim=-1))
+    for fill in (nn.init.xavier_uniform_, nn.init.kaiming_normal_, nn.init.trunc_normal_):
+        before = model.weight.detach().clone()
+        fill(model.weight)
+        assert (model.weight != before).all()
+        torch.testing.assert_close(model.weight, model.weight.flip(-1), rtol=0, atol=0)
+    nn.init.constant_(model.weight, 2.0)
+    assert (model.weight == 2).all()

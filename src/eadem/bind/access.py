@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 import threading
 from collections.abc import Callable
 from operator import is_
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +43,8 @@ class _Kept(NamedTuple):
     value: Tensor
     held: list[Tensor]
     state: tuple[Any, ...]
+    version: int | None
+    key: str
 
 
 class _Frames(threading.local):
@@ -48,6 +52,19 @@ class _Frames(threading.local):
 
     values: dict[int, _Kept] | None = None
     depth = 0
+    outermost: FrameType | None = None
+
+
+def _running() -> bool:
+    """Whether the forward that was entered first still runs. After a KeyboardInterrupt torch
+    calls no hook, so the end of a forward can go unseen.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame is _frames.outermost:
+            return True
+        frame = frame.f_back
+    return False
 
 
 _frames = _Frames()
@@ -57,18 +74,32 @@ def enter_forward(module: nn.Module, args: Any) -> None:
     """Forward pre-hook: from here on, a computed site is kept."""
     if torch.compiler.is_compiling():
         return
-    if _frames.depth == 0:
-        _frames.values = {}
+    if _frames.depth == 0 or not _running():
+        _frames.values, _frames.depth = {}, 0
+        _frames.outermost = sys._getframe(1)
     _frames.depth += 1
 
 
 def leave_forward(module: nn.Module, args: Any, output: Any) -> None:
-    """Forward hook, also after an error: what was kept is dropped."""
+    """Forward hook, also after an error: what was kept is dropped.
+
+    Raises TieBroken where the forward wrote into a kept value, which would be lost.
+    """
     if torch.compiler.is_compiling():
         return
     _frames.depth = max(0, _frames.depth - 1)
     if _frames.depth == 0:
-        _frames.values = None
+        kept, _frames.values, _frames.outermost = _frames.values, None, None
+        for k in (kept or {}).values():
+            _unwritten(k)
+
+
+def _unwritten(kept: _Kept) -> None:
+    if kept.version is not None and kept.value._version != kept.version:
+        raise TieBroken(
+            f"the forward wrote in place at {kept.key!r}, which is computed from its tie; the "
+            "write would be lost. Write outside the forward, or to the free values"
+        )
 
 
 def read(link: Link) -> Tensor:
@@ -87,10 +118,18 @@ def read(link: Link) -> Tensor:
         *[None if p.is_inference() else p._version for p in held],
     )
     found = kept.get(id(link))
-    if found is not None and found.state == now and all(map(is_, found.held, held)):
-        return found.value
+    if found is not None:
+        if not _running():
+            _frames.values, _frames.depth, _frames.outermost = None, 0, None
+            return _outside(link)
+        kept.pop(id(link))
+        _unwritten(found)
+        kept[id(link)] = found
+        if found.state == now and all(map(is_, found.held, held)):
+            return found.value
     value = link.compute()
-    kept[id(link)] = _Kept(value, held, now)
+    version = None if value.is_inference() else value._version
+    kept[id(link)] = _Kept(value, held, now, version, link.key)
     return value
 
 

@@ -7,22 +7,36 @@ carried on to θ.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import init
 
 from eadem._plan import first
 from eadem.errors import TieBroken
+from eadem.maps.base import LinearMap, Map
 from eadem.maps.view import ViewMap
 
 if TYPE_CHECKING:
+    from eadem._plan import Owner
     from eadem.bind.group import Link
 
 __all__ = ["SiteValue", "agree", "assign", "tolerance"]
 
-_EXACT = {"copy_", "__set__", "__setitem__"}
+#: In-place operations that draw every value anew; what they draw need not satisfy the tie.
+_DRAWS = {
+    "bernoulli_",
+    "cauchy_",
+    "exponential_",
+    "geometric_",
+    "log_normal_",
+    "normal_",
+    "random_",
+    "uniform_",
+}
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -60,6 +74,9 @@ class SiteValue(Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        # torch's initialisers draw in several steps, and redraw what they do not like
+        caller = sys._getframe(1).f_globals.get("__name__")
+        initialises = init.__name__ in (caller, getattr(func, "__module__", None))
         with torch._C.DisableTorchFunctionSubclass():
             watched = [a for a in _tensors((*args, *kwargs.values())) if _is_watched(a)]
             before = [None if a.is_inference() else a._version for a in watched]
@@ -68,7 +85,7 @@ class SiteValue(Tensor):
             for value, version in zip(watched, before, strict=True):
                 if name == "__set__" or (version is not None and value._version != version):
                     whole = value if name == "__set__" else value._whole
-                    _write(value._link, whole, exact=name in _EXACT)
+                    _write(value._link, whole, name in _DRAWS or initialises)
             if watched and type(result) is Tensor:
                 return _alias(result, watched)
             if watched and type(result) in (tuple, list):  # chunk, split, unbind
@@ -130,32 +147,67 @@ def _shares(a: Tensor, b: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _write(link: Link, value: Tensor, exact: bool) -> None:
-    """θ from a site's new value; `exact`: the value must lie in the tie's range."""
-    value = value.detach().as_subclass(Tensor)
-    group = link.group
-    if not link.sources:
-        ok, away = agree(value, link.compute())
+def _write(link: Link, value: Tensor, drawn: bool) -> None:
+    """An in-place write: the coordinates that it changed set their free values.
+
+    Each free value takes the first of its changed coordinates. Unless the values were `drawn`
+    at random, all changed coordinates must then be what the tie gives. The value itself is
+    brought in line, so that a chain of writes (as in `init.trunc_normal_`) goes on from it.
+    """
+    plain = value.detach().as_subclass(Tensor)
+    before = link.compute().detach()
+    roots = [o.values(p.detach()).reshape(-1) for (_, o), p in _owners(link)]
+    flat = torch.cat(roots) if roots else before.new_zeros(0)
+    outer = link.expression.outer
+    changed = (plain != before).reshape(-1)
+    new = _moved(outer, flat, plain.to(before), changed)
+    thetas = {}
+    pieces = torch.split(new, [r.numel() for r in roots]) if roots else ()
+    for ((key, owner), p), piece in zip(_owners(link), pieces, strict=True):
+        own = piece.reshape(owner.roots)
+        theta = own if owner.source is None else owner.source.lift(own)
+        thetas[key] = theta.reshape(p.shape).to(p)
+    back = [o.values(thetas[k]).reshape(-1) for k, o in link.owners()]
+    joined = torch.cat(back) if back else flat
+    after = outer.expand(joined.reshape(outer.in_shape))
+    if not drawn or not roots:
+        ok, away = agree(plain.reshape(-1)[changed], after.reshape(-1)[changed])
         if not ok:
-            raise TieBroken(
-                f"{link.key!r} is held constant by its tie and was written with other values "
-                f"(largest difference {away:.3g}); untie it or change Fixed(value)"
-            )
-        return
-    held = dict(group.owner_parameters())
-    known = first(group.resolved, {link.key: value}, {k: p.detach() for k, p in held.items()})
-    thetas = {o: known.thetas[o].to(held[o]) for o in link.expression.owners}
-    if exact:
-        outer = link.expression.outer
-        roots = [o.values(thetas[k]).reshape(-1) for k, o in link.owners()]
-        ok, away = agree(value, outer.expand(torch.cat(roots).reshape(outer.in_shape)))
-        if not ok:
+            _restore(plain, before)
             raise TieBroken(
                 f"the values written at {link.key!r} do not satisfy its tie (largest "
                 f"difference {away:.3g}); write values that do, or untie the site first"
             )
-    for key, theta in thetas.items():
-        held[key].copy_(theta)
+    for (key, _), p in _owners(link):
+        p.copy_(thetas[key])
+    _restore(plain, after)
+
+
+def _owners(link: Link) -> list[tuple[tuple[str, Owner], Tensor]]:
+    return list(zip(link.owners(), link.parameters(), strict=True))
+
+
+def _restore(value: Tensor, wanted: Tensor) -> None:
+    if not value.is_inference() or torch.is_inference_mode_enabled():
+        value.copy_(wanted)
+
+
+def _moved(outer: Map, roots: Tensor, value: Tensor, changed: Tensor) -> Tensor:
+    """The flat roots, with those that changed coordinates use taken from the first of them."""
+    if isinstance(outer, LinearMap) and outer.view() is not None:
+        return outer.lift(value).reshape(-1)
+    index = outer.index() if isinstance(outer, LinearMap) else None
+    if index is None:
+        return outer.lift(value).reshape(-1)
+    coordinates = (changed.cpu() & (index.position >= 0)).nonzero().reshape(-1).flip(0)
+    place = torch.full((index.size,), -1, dtype=torch.int64)
+    # the later of two writes to one place wins: in descending order, the first coordinate
+    place.numpy()[index.position[coordinates].numpy()] = coordinates.numpy()
+    hit = (place >= 0).nonzero().reshape(-1)
+    chosen = place[hit]
+    taken = value.reshape(-1)[chosen.to(value.device)]
+    taken = (taken - index.shifts()[chosen].to(taken)) / index.scales()[chosen].to(taken)
+    return roots.index_copy(0, hit.to(roots.device), taken)
 
 
 @torch.no_grad()
@@ -198,4 +250,19 @@ def assign(link: Link, value: Any, source: str | None = None) -> None:
             f"was given shape {tuple(value.shape)}. Assign a tensor of its shape, resize the "
             "owner, or untie it first"
         )
-    _write(link, value, exact=True)
+    known = first(link.group.resolved, {link.key: value.detach()}, _held(link))
+    thetas = {k: known.thetas[k].to(p) for (k, _), p in _owners(link)}
+    roots = [o.values(thetas[k]).reshape(-1) for k, o in link.owners()]
+    joined = torch.cat(roots) if roots else value.new_zeros(0)
+    ok, away = agree(value.detach(), outer.expand(joined.reshape(outer.in_shape)))
+    if not ok:
+        raise TieBroken(
+            f"the values given to {name!r} do not satisfy its tie (largest difference "
+            f"{away:.3g}); give values that do, or untie the site first"
+        )
+    for (key, _), p in _owners(link):
+        p.copy_(thetas[key])
+
+
+def _held(link: Link) -> dict[str, Tensor]:
+    return {k: p.detach() for k, p in link.group.owner_parameters()}
