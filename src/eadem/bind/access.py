@@ -389,7 +389,8 @@ def dress(module: nn.Module, links: dict[str, Link]) -> None:
     contents[LINKS] = links
     if isinstance(module, nn.RNNBase):
         contents.pop("_flat_weights", None)
-    module.__class__ = _dressed_class(base, specs)
+    # past nn.Module's own __setattr__, which looks for parameters and submodules
+    object.__setattr__(module, "__class__", _dressed_class(base, specs))
 
 
 def undress(module: nn.Module) -> None:
@@ -400,6 +401,6 @@ def undress(module: nn.Module) -> None:
         return
     contents.pop(LINKS, None)
     contents.pop(ORDER, None)
-    module.__class__ = base
+    object.__setattr__(module, "__class__", base)
     if isinstance(module, nn.RNNBase):
         module._init_flat_weights()

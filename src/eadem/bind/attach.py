@@ -183,12 +183,9 @@ def _mark(sites: Sites, old: list[TieGroup], new: list[TieGroup]) -> None:
         for module in group.scope:
             set_marks(module, [*marks(module), group])
             _hook(module)
-        if _computes(group):
+        derived = (group.places[k] for k in group.resolved.expressions)
+        if any(computed(place.module.__dict__[LINKS][place.attr]) for place in derived):
             _hook_forward(group.scope[0])
-
-
-def _computes(group: TieGroup) -> bool:
-    return any(computed(group.link(key)) for key in group.resolved.expressions)
 
 
 def _hook(module: nn.Module) -> None:

@@ -96,6 +96,7 @@ class Sites:
         #: whether every module and every parameter has one name
         self.simple = known.simple
         self._named: dict[str, Place] = {}
+        self._shapes: dict[str, Shape] = {}
 
     def keep(self, old: list[TieGroup], new: list[TieGroup]) -> None:
         """Note that ties have replaced some groups by others."""
@@ -132,6 +133,10 @@ class Sites:
         if not self.simple:
             return self.places.get(name)
         found = self._named.get(name)
+        if found is None and "_scan" in self.__dict__:
+            found = self.places.get(name)
+            if found is not None:
+                self._named[name] = found
         if found is None:
             chain = self._chain(name)
             attr = name.rpartition(".")[2]
@@ -202,6 +207,12 @@ class Sites:
 
     def shape(self, name: str) -> Shape:
         """The shape of the site (not of the θ that its parameter may hold)."""
+        known = self._shapes.get(name)
+        if known is None:
+            known = self._shapes[name] = self._shape(name)
+        return known
+
+    def _shape(self, name: str) -> Shape:
         place = self[name]
         links = place.module.__dict__.get(LINKS)
         if links and place.attr in links:
