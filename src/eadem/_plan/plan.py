@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from eadem.errors import ShapeError
-from eadem.maps.algebra import blocks, stack
+from eadem.maps.algebra import blocks, offsets, stack
 from eadem.maps.base import LinearMap, Map, Shape, numel
 from eadem.maps.index import Indexed
 from eadem.maps.view import Same
@@ -180,7 +180,7 @@ class Plan(Map):
         if not owners:
             return {}
         sizes = [numel(self.owners[o].roots) for o in owners]
-        starts = dict(zip(owners, _starts(sizes), strict=True))
+        starts = dict(zip(owners, offsets(sizes), strict=True))
         total = sum(sizes)
         lifted = None
         if len(owners) == 1 and len(present) < 2 and present == owners:
@@ -315,17 +315,9 @@ def _linear(phi: Any) -> LinearMap:
     return phi
 
 
-def _starts(sizes: Iterable[int]) -> list[int]:
-    total, starts = 0, []
-    for size in sizes:
-        starts.append(total)
-        total += size
-    return starts
-
-
 def _slices(shapes: Mapping[str, Shape]) -> dict[str, slice]:
     sizes = [numel(s) for s in shapes.values()]
-    starts = _starts(sizes)
+    starts = offsets(sizes)
     return {n: slice(a, a + k) for n, a, k in zip(shapes, starts, sizes, strict=True)}
 
 

@@ -14,21 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from eadem._plan.classes import Classes
+from eadem._plan.classify import Bound, BoundMaps, BoundTie, classify
 from eadem._plan.coordinates import Contradiction, Edges, Solved, solve
 from eadem._plan.generators import Generator, Request, generate
 from eadem._plan.plan import Expression, Owner, Plan, make_plan
-from eadem._plan.site import Coordinates, Declaration, Site
-from eadem.errors import NoSuchSite, ShapeError, TieConflict, nearest
+from eadem._plan.site import Coordinates, Declaration
+from eadem.errors import NoSuchSite, TieConflict, nearest
 from eadem.maps.algebra import blocks
-from eadem.maps.base import Composed, LinearMap, Map, Shape, numel
+from eadem.maps.base import LinearMap, Map, Shape, numel
 from eadem.maps.index import Index, Indexed, Reshape
 from eadem.maps.view import Same, View, Viewed
 
 __all__ = ["Group", "connected", "resolve", "resolve_group"]
-
-
-#: Bound maps by the identity of the map and the shapes it was bound to.
-BoundMaps = dict[tuple[int, Shape, Shape | None], Map]
 
 
 @dataclass(frozen=True)
@@ -90,27 +88,6 @@ def connected(declarations: Sequence[Declaration]) -> list[list[Declaration]]:
     return list(found.values())
 
 
-@dataclass(frozen=True)
-class _Bound:
-    """An entry with its map bound; `phi` leaves out a generator that all entries share."""
-
-    site: Site
-    shape: Shape
-    phi: Map
-
-
-@dataclass(frozen=True)
-class _Tie:
-    """A declaration with bound maps, sorted by what each entry asks of the resolution."""
-
-    declaration: Declaration
-    theta: Shape
-    index: tuple[_Bound, ...]
-    leaves: tuple[_Bound, ...] = ()
-    source: Map | None = None
-    dense: tuple[_Bound, ...] = ()
-
-
 def resolve_group(
     shapes: Mapping[str, Shape],
     declarations: Sequence[Declaration],
@@ -132,60 +109,11 @@ def resolve_group(
     for d in declarations:
         for e in d.entries:
             uses[e.site.name] = uses.get(e.site.name, 0) + 1
-    ties = [_classify(d, local, uses, order, cache) for d in declarations]
+    ties = [classify(d, local, uses, order, cache) for d in declarations]
     leaves = {b.site.name for t in ties for b in t.leaves}
-    classes = _Classes({n: s for n, s in local.items() if n not in leaves}, ties)
+    classes = Classes({n: s for n, s in local.items() if n not in leaves}, ties)
     work = _Coordinates(classes, ties)
     return work.group(ordered, local)
-
-
-def _classify(
-    d: Declaration,
-    shapes: Mapping[str, Shape],
-    uses: Mapping[str, int],
-    order: Mapping[str, Any],
-    cache: BoundMaps | None,
-) -> _Tie:
-    """Bind a declaration's maps to one shape of θ and sort its entries.
-
-    A leaf is a whole site that no other entry mentions, in a tie whose θ other entries give:
-    its value follows from them, and nothing follows from it.
-    """
-    parts = [e.site.shape(shapes[e.site.name]) for e in d.entries]
-    theta, phis = bind_maps(d, parts, cache)
-    bound = [_Bound(e.site, s, p) for e, s, p in zip(d.entries, parts, phis, strict=True)]
-    indexed = {id(p): _indexed(p) for p in {id(p): p for p in phis}.values()}
-    index = [b for b in bound if indexed[id(b.phi)]]
-    whole = {id(p) for p in phis if isinstance(p, LinearMap) and p.view() is not None}
-    views = [b for b in index if b.site.index is None and id(b.phi) in whole]
-    if len(views) == len(bound):
-        return _Tie(d, theta, tuple(bound))
-    start = min((order[b.site.name] for b in views), default=None)
-
-    def leaf(b: _Bound) -> bool:
-        alone = b.site.index is None and uses[b.site.name] == 1
-        if not indexed[id(b.phi)]:
-            return alone
-        after = start is not None and start < order[b.site.name]
-        return alone and after and id(b.phi) not in whole
-
-    leaves = [b for b in bound if leaf(b)]
-    rest = [b for b in bound if not leaf(b)]
-    if all(indexed[id(b.phi)] for b in rest) and (views or _covers(rest, numel(theta))):
-        return _Tie(d, theta, tuple(rest), leaves=tuple(leaves))
-    if len(index) == len(bound):
-        return _Tie(d, theta, tuple(bound))
-    shared = _shared_source(bound)
-    if shared is not None:
-        source, outer = shared
-        if all(_indexed(b.phi) for b in outer):
-            return _Tie(d, source.out_shape, tuple(outer), source=source)
-    return _Tie(d, theta, (), dense=tuple(bound))
-
-
-def _indexed(phi: Map) -> bool:
-    """Whether a bound map is a view or given by coordinates."""
-    return isinstance(phi, LinearMap) and (phi.view() is not None or phi.index() is not None)
 
 
 def _identity(phi: Map) -> bool:
@@ -193,164 +121,10 @@ def _identity(phi: Map) -> bool:
     return view is not None and view.is_identity
 
 
-def bind_maps(
-    d: Declaration, parts: Sequence[Shape], cache: BoundMaps | None = None
-) -> tuple[Shape, list[Map]]:
-    """Every map bound, all to one shape of θ. Raises ShapeError naming two that differ."""
-    cache = {} if cache is None else cache
-
-    def bind(phi: Map, shape: Shape, theta: Shape | None = None) -> Map:
-        key = (id(phi), shape, theta)
-        if key not in cache:
-            cache[key] = phi.bind(shape, theta)
-        return cache[key]
-
-    phis = [bind(e.map, s) for e, s in zip(d.entries, parts, strict=True)]
-    wanted = list(dict.fromkeys(p.in_shape for p in {id(p): p for p in phis}.values()))
-    if len(wanted) == 1:
-        return wanted[0], phis
-    for theta in sorted(wanted, key=lambda s: (-numel(s), s)):
-        try:
-            return theta, [bind(e.map, s, theta) for e, s in zip(d.entries, parts, strict=True)]
-        except ShapeError:
-            continue
-    a = next(i for i, p in enumerate(phis) if p.in_shape == wanted[0])
-    b = next(i for i, p in enumerate(phis) if p.in_shape == wanted[1])
-    raise ShapeError(
-        f"no θ fits all sites of this tie: {d.entries[a]} (site shape {parts[a]}) wants θ of "
-        f"shape {wanted[0]}, {d.entries[b]} (site shape {parts[b]}) wants {wanted[1]}; choose "
-        "maps that join these shapes, such as Transpose() or Gather(index)"
-    )
-
-
-def _covers(index: Sequence[_Bound], size: int) -> bool:
-    """Whether these entries use every value of θ."""
-    touched = torch.zeros(size, dtype=torch.float64)
-    for b in index:
-        assert isinstance(b.phi, LinearMap)
-        diagonal = b.phi.gram_diagonal()
-        assert diagonal is not None
-        touched += diagonal
-    return bool((touched > 0).all())
-
-
-def _split(phi: Map) -> tuple[list[LinearMap], Map | None]:
-    """A composition as its linear head, outermost first, and the rest from the first
-    non-linear map inwards (None where all of it is linear).
-    """
-    if isinstance(phi, LinearMap):
-        return [phi], None
-    if isinstance(phi, Composed) and isinstance(phi.outer, LinearMap):
-        head, rest = _split(phi.inner)
-        return [phi.outer, *head], rest
-    return [], phi
-
-
-def _shared_source(bound: Sequence[_Bound]) -> tuple[Map, list[_Bound]] | None:
-    """The non-linear map that all entries apply to θ first, and what each does after it."""
-    source: Map | None = None
-    outer: list[_Bound] = []
-    for b in bound:
-        head, rest = _split(b.phi)
-        if rest is None or (source is not None and not same_map(source, rest)):
-            return None
-        source = rest if source is None else source
-        phi: Map = Same().bind(rest.out_shape)
-        for linear in reversed(head):
-            phi = (linear @ phi).bind(linear.out_shape)
-        outer.append(_Bound(b.site, b.shape, phi))
-    return None if source is None else (source, outer)
-
-
-def same_map(a: Map, b: Map) -> bool:
-    """Whether two maps are of one kind with equal arguments (and shapes, where bound)."""
-    if type(a) is not type(b) or a.bound != b.bound:
-        return False
-    if a.bound and (a.out_shape, a.in_shape) != (b.out_shape, b.in_shape):
-        return False
-    x, y = a.arguments(), b.arguments()
-    for name, value in x.items():
-        other = y[name]
-        if isinstance(value, Map):
-            if not (isinstance(other, Map) and same_map(value, other)):
-                return False
-        elif isinstance(value, torch.Tensor):
-            if not (isinstance(other, torch.Tensor) and torch.equal(value, other)):
-                return False
-        elif value is not other and value != other:
-            return False
-    return True
-
-
-class _Classes:
-    """Union–find of whole sites (and each tie's θ) with the view that takes root to member.
-
-    Nodes are site names in traversal order, then one θ per tie, named by its number.
-    """
-
-    def __init__(self, shapes: Mapping[str, Shape], ties: Sequence[_Tie]) -> None:
-        self.shapes: dict[str | int, Shape] = {}
-        self.shapes.update(shapes.items())
-        self.shapes.update((i, t.theta) for i, t in enumerate(ties))
-        self.rank = {n: i for i, n in enumerate(self.shapes)}
-        self.parent: dict[str | int, str | int] = {n: n for n in self.shapes}
-        # member = element(parent); identity where absent
-        self.element: dict[str | int, View] = {}
-        #: views that a root must be fixed under: (root, view, tie)
-        self.cycles: list[tuple[str | int, View, int]] = []
-        views: dict[int, View | None] = {}
-        for i, t in enumerate(ties):
-            for b in t.index:
-                if id(b.phi) not in views:
-                    assert isinstance(b.phi, LinearMap)
-                    views[id(b.phi)] = b.phi.view()
-                view = views[id(b.phi)] if b.site.index is None else None
-                if view is not None:
-                    self._union(b.site.name, i, view, i)
-        self.cycles = [self._at_root(*cycle) for cycle in self.cycles]
-        self.members: dict[str | int, list[str | int]] = {}
-        for n in self.shapes:
-            self.members.setdefault(self.find(n)[0], []).append(n)
-
-    def find(self, node: str | int) -> tuple[str | int, View]:
-        """The root of a node's class and the view from root to node."""
-        path = []
-        start = node
-        while self.parent[node] != node:
-            path.append(node)
-            node = self.parent[node]
-        if len(path) == 1:
-            return node, self.element[start]
-        view = View.identity(len(self.shapes[node]))
-        for n in reversed(path):
-            view = self.element[n].after(view) if not view.is_identity else self.element[n]
-            self.parent[n], self.element[n] = node, view
-        return node, view
-
-    def _union(self, a: str | int, b: str | int, view: View, tie: int) -> None:
-        """Member a is `view` of member b."""
-        ra, va = self.find(a)
-        rb, vb = self.find(b)
-        through = view if vb.is_identity else view.after(vb)  # a = through(rb)
-        link = through if va.is_identity else va.inverse().after(through)  # ra = link(rb)
-        if ra == rb:
-            if not link.is_identity:
-                self.cycles.append((ra, link, tie))
-        elif self.rank[ra] < self.rank[rb]:
-            self.parent[rb], self.element[rb] = ra, link if link.is_identity else link.inverse()
-        else:
-            self.parent[ra], self.element[ra] = rb, link
-
-    def _at_root(self, node: str | int, link: View, tie: int) -> tuple[str | int, View, int]:
-        """A cycle found at `node`, told of the root that its class ended up with."""
-        root, view = self.find(node)
-        return root, view.inverse().after(link).after(view), tie
-
-
 class _Coordinates:
     """The second stage: classes that need it, dissolved into coordinates."""
 
-    def __init__(self, classes: _Classes, ties: Sequence[_Tie]) -> None:
+    def __init__(self, classes: Classes, ties: Sequence[BoundTie]) -> None:
         self.classes, self.ties = classes, ties
         self.dissolved = self._which()
         self.start: dict[str | int, int] = {}
@@ -393,7 +167,7 @@ class _Coordinates:
             at = view.reorder(torch.from_numpy(at).reshape(shape)).reshape(-1).numpy()
         return at, view.scale, view.shift
 
-    def site(self, b: _Bound) -> tuple[Coordinates, float, float]:
+    def site(self, b: Bound) -> tuple[Coordinates, float, float]:
         """The same for a part of a site."""
         at, scale, shift = self.where(b.site.name)
         if b.site.index is not None:
@@ -408,7 +182,7 @@ class _Coordinates:
         d = None if view.shift == 0.0 else np.full(len(at), view.shift)
         self.edges.append(Edges(at, moved, c, d, tie))
 
-    def _entry(self, tie: int, b: _Bound) -> None:
+    def _entry(self, tie: int, b: Bound) -> None:
         """σ·R[at] + τ = c·(σ'·R[at'] + τ') + d, solved for R[at]."""
         assert isinstance(b.phi, LinearMap)
         index = b.phi.index()

@@ -17,5 +17,5 @@ from .ties import declare as declare
 from .ties import plan as plan
 from .ties import tie as tie
 from .ties import tie_modules as tie_modules
-from .ties import twin as twin
-from .ties import untie as untie
+from .untie import twin as twin
+from .untie import untie as untie

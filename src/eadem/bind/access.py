@@ -314,11 +314,12 @@ def _replicate(self: Any) -> Any:
     )
 
 
-def _flat_weights(self: Any) -> list[Any]:
+def flat_weights(self: Any) -> list[Any]:
+    """An RNN's weights, read through its attributes."""
     return [getattr(self, n, None) for n in self._flat_weights_names]
 
 
-def _ignore(self: Any, *args: Any) -> None:
+def ignore(self: Any, *args: Any) -> None:
     """cuDNN's packing of weights is left out: derived weights are not stored."""
 
 
@@ -340,8 +341,8 @@ def _dressed_class(base: Any, specs: tuple[Spec, ...]) -> Any:
     for spec in specs:
         contents[spec.attr] = property(_getter(spec, OWNER + spec.attr))
     if issubclass(base, nn.RNNBase):
-        contents["_flat_weights"] = property(_flat_weights, _ignore)
-        contents["flatten_parameters"] = _ignore
+        contents["_flat_weights"] = property(flat_weights, ignore)
+        contents["flatten_parameters"] = ignore
     kind: Any = type(base)
     return kind(base.__name__, (base,), contents)
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect
 
-from eadem._plan import Declaration, Expression, Group, residuals
-from eadem._plan.resolve import bind_maps
+from eadem._plan import Declaration, Expression, Group, bind_maps, residuals
 from eadem.bind.attach import add_site, shrink_scope, values_of
 from eadem.bind.group import BoundEntry, BoundTie, TieGroup
 from eadem.bind.names import Sites

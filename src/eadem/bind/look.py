@@ -18,9 +18,10 @@ from eadem._plan import (
 )
 from eadem.bind.access import base_class
 from eadem.bind.attach import values_of
+from eadem.bind.declared import alias_ties, by_name
 from eadem.bind.group import LINKS, BoundTie
 from eadem.bind.names import Sites
-from eadem.bind.ties import Tie, _aliases, _by_name
+from eadem.bind.ties import Tie
 from eadem.errors import ShapeError, TieBroken
 from eadem.maps.base import LinearMap, Map, numel
 from eadem.maps.index import Indexed, Reshape
@@ -76,8 +77,8 @@ def _all(sites: Sites) -> list[tuple[Declaration, BoundTie]]:
     found = []
     for group in sites.groups:
         names = sites.named(group)
-        found += [(_by_name(t, names), t) for t in group.ties]
-    return found + _aliases(sites)
+        found += [(by_name(t, names), t) for t in group.ties]
+    return found + alias_ties(sites)
 
 
 def resolved(model: nn.Module) -> Plan:
@@ -99,7 +100,7 @@ def resolved(model: nn.Module) -> Plan:
         owners.update({name[k]: o for k, o in group.resolved.owners.items()})
         for k, e in group.resolved.expressions.items():
             expressions[name[k]] = Expression(tuple(name[o] for o in e.owners), e.outer)
-    aliased = [d for d, _ in _aliases(sites)]
+    aliased = [d for d, _ in alias_ties(sites)]
     for members in connected(aliased):
         extra = resolve_group(shapes, members, sites.order)
         for o, owner in extra.owners.items():
@@ -227,7 +228,7 @@ def explain(model: nn.Module, site: str) -> str:
             lines.append(f"  θ: {names[o]} {owner.shape}{through}")
         lines += _constants(e)
         for bound in group.ties:
-            d = _by_name(bound, names)
+            d = by_name(bound, names)
             if name in d.names:
                 lines.append(f"  declared: {d}")
         return "\n".join(lines)

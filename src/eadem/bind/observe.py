@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from eadem.bind.access import flat_weights, ignore
 from eadem.bind.names import Sites
 
 __all__ = ["observe"]
@@ -50,10 +51,7 @@ def _watching(
     for attr, name in names.items():
         contents[attr] = property(_reader(kind, attr, name, callback))
     if issubclass(kind, nn.RNNBase):
-        contents["_flat_weights"] = property(
-            lambda self: [getattr(self, n, None) for n in self._flat_weights_names],
-            lambda self, value: None,
-        )
+        contents["_flat_weights"] = property(flat_weights, ignore)
     meta: Any = type(kind)
     return meta(kind.__name__, (kind,), contents)
 

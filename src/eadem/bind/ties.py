@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from eadem._plan import (
     BoundMaps,
     Declaration,
     Entry,
-    Group,
     Site,
     canonical,
-    connected,
-    first,
-    mean,
-    plan_of,
-    residuals,
-    resolve_group,
     same_map,
 )
 from eadem.bind.attach import attach, values_of
+from eadem.bind.begin import STARTS, Start, place_theta
+from eadem.bind.declared import alias_ties, by_name, note_residuals, resolve_ties
 from eadem.bind.extend import extend
-from eadem.bind.group import BoundEntry, BoundTie, TieGroup
+from eadem.bind.group import BoundTie, TieGroup
 from eadem.bind.names import Sites, is_pattern, match
-from eadem.bind.written import agree
-from eadem.errors import NoSuchSite, ShapeError, TieConflict, nearest
-from eadem.maps.base import LinearMap, Map, Shape, numel
-from eadem.maps.view import Same, ViewMap
+from eadem.errors import NoSuchSite, TieConflict, nearest
+from eadem.maps.base import Map
+from eadem.maps.view import Same
 
-__all__ = ["Start", "Tie", "declare", "plan", "tie", "tie_modules", "twin", "untie"]
-
-Start = Literal["first", "mean", "strict", "init"] | Tensor
-_STARTS = ("first", "mean", "strict", "init")
+__all__ = ["Start", "Tie", "declare", "plan", "tie", "tie_modules"]
 
 
 class Tie:
@@ -316,10 +303,8 @@ def _declaration(
 def _declare(index: Sites, wanted: Sequence[_Wanted], bound: Sequence[BoundTie]) -> None:
     """Resolve new declarations together with the ties they touch, then bind them."""
     for w in wanted:
-        if not isinstance(w.start, Tensor) and w.start not in _STARTS:
-            raise ValueError(
-                f"start={w.start!r} is not known; use one of {_STARTS} or a tensor"
-            )
+        if not isinstance(w.start, Tensor) and w.start not in STARTS:
+            raise ValueError(f"start={w.start!r} is not known; use one of {STARTS} or a tensor")
     names = dict.fromkeys(n for w in wanted for n in w.declaration.names)
     for name in names:
         if index.place(name) is None:
@@ -335,8 +320,8 @@ def _declare(index: Sites, wanted: Sequence[_Wanted], bound: Sequence[BoundTie])
     declared = []
     for group in touched:
         own = index.named(group)
-        declared += [(_by_name(t, own), t) for t in group.ties]
-    aliases = _aliases(index)
+        declared += [(by_name(t, own), t) for t in group.ties]
+    aliases = alias_ties(index)
     everything = [
         *declared,
         *aliases,
@@ -347,13 +332,13 @@ def _declare(index: Sites, wanted: Sequence[_Wanted], bound: Sequence[BoundTie])
     shapes = {n: index.shape(n) for n in involved}
     values = values_of(index, involved)
     cache: BoundMaps = {}
-    _note_residuals(everything, shapes, values, cache)
+    note_residuals(everything, shapes, values, cache)
     held = dict(values)
     for w in wanted:
         if isinstance(w.start, Tensor):
-            _place(w.declaration, w.start, shapes, held, cache)
+            place_theta(w.declaration, w.start, shapes, held, cache)
     starts = {id(b): w.start for w, b in zip(wanted, bound, strict=True)}
-    groups, thetas = _resolve(index, everything, shapes, held, starts, cache)
+    groups, thetas = resolve_ties(index, everything, shapes, held, starts, cache)
     attach(index, touched, groups, thetas, {})
 
 
@@ -361,284 +346,3 @@ def _touched(index: Sites, names: Mapping[str, None]) -> list[TieGroup]:
     """The groups that hold any of these sites."""
     wanted = {index[n] for n in names}
     return [g for g in index.groups if not wanted.isdisjoint(g.keys)]
-
-
-def _by_name(bound: BoundTie, names: Mapping[str, str]) -> Declaration:
-    return Declaration(tuple(Entry(Site(names[e.key], e.index), e.map) for e in bound.entries))
-
-
-def _aliases(index: Sites) -> list[tuple[Declaration, BoundTie]]:
-    """Parameters that the model holds in several places, as ties of their own."""
-    by_first: dict[str, list[str]] = {}
-    for alias, name in index.aliases.items():
-        by_first.setdefault(name, [name]).append(alias)
-    found = []
-    for together in by_first.values():
-        entries = tuple(Entry(Site(n), Same()) for n in together)
-        found.append((Declaration(entries), BoundTie([])))
-    return found
-
-
-def _note_residuals(
-    everything: Sequence[tuple[Declaration, BoundTie]],
-    shapes: Mapping[str, Shape],
-    values: Mapping[str, Tensor],
-    cache: BoundMaps,
-) -> None:
-    """Fill the entries of new ties, with how far each site is from the tie's range."""
-    for declaration, bound in everything:
-        if bound.entries:
-            continue
-        phis, parts = _bound_maps(declaration, shapes, values, cache)
-        with torch.no_grad():
-            away = residuals(phis, parts)
-        bound.entries = [
-            BoundEntry(e.site.name, e.site.index, e.map, r)
-            for e, r in zip(declaration.entries, away, strict=True)
-        ]
-
-
-def _bound_maps(
-    declaration: Declaration,
-    shapes: Mapping[str, Shape],
-    values: Mapping[str, Tensor],
-    cache: BoundMaps,
-) -> tuple[list[Map], list[Tensor]]:
-    from eadem._plan.resolve import bind_maps
-
-    parts = []
-    for e in declaration.entries:
-        value = values[e.site.name]
-        if e.site.index is not None:
-            at = torch.from_numpy(e.site.coordinates(shapes[e.site.name])).to(value.device)
-            value = value.reshape(-1)[at].reshape(e.site.shape(shapes[e.site.name]))
-        parts.append(value)
-    _, phis = bind_maps(declaration, [tuple(p.shape) for p in parts], cache)
-    return phis, parts
-
-
-def _place(
-    declaration: Declaration,
-    theta: Tensor,
-    shapes: Mapping[str, Shape],
-    held: dict[str, Tensor],
-    cache: BoundMaps,
-) -> None:
-    """Put the values that θ gives at a tie's sites into `held`."""
-    phis, _ = _bound_maps(declaration, shapes, held, cache)
-    for e, phi in zip(declaration.entries, phis, strict=True):
-        if tuple(theta.shape) != phi.in_shape:
-            raise ShapeError(
-                f"start has shape {tuple(theta.shape)}; this tie's θ has shape {phi.in_shape}"
-            )
-        like = held[e.site.name]
-        value = phi.expand(theta.detach().to(like))
-        if e.site.index is None:
-            held[e.site.name] = value.contiguous()
-        else:
-            at = torch.from_numpy(e.site.coordinates(shapes[e.site.name])).to(like.device)
-            flat = like.reshape(-1).clone()
-            flat[at] = value.reshape(-1)
-            held[e.site.name] = flat.reshape(like.shape)
-
-
-def _resolve(
-    index: Sites,
-    everything: Sequence[tuple[Declaration, BoundTie]],
-    shapes: Mapping[str, Shape],
-    values: Mapping[str, Tensor],
-    starts: Mapping[int, Start],
-    cache: BoundMaps,
-) -> tuple[list[TieGroup], dict[str, Tensor]]:
-    """Every connected group resolved, and the free values to start from."""
-    order = {n: index.rank(n) for n in shapes}
-    bounds = {id(d): b for d, b in everything}
-    groups, thetas = [], {}
-    for members in connected([d for d, _ in everything]):
-        resolved = resolve_group(shapes, members, order, cache)
-        given = {n: values[n] for n in resolved.names}
-        start = _one_start(
-            [starts[id(bounds[id(d)])] for d in members if id(bounds[id(d)]) in starts]
-        )
-        thetas.update(_start(index, resolved, shapes, given, start))
-        for name, e in resolved.expressions.items():
-            if not e.owners:
-                thetas["\0like:" + name] = values[name].new_zeros(0)
-        places = {n: index[n] for n in resolved.names}
-        local = {n: tuple(shapes[n]) for n in resolved.names}
-        ties = [bounds[id(d)] for d in members]
-        groups.append(TieGroup(places, local, ties, resolved))
-    for d, b in everything:  # only now: an error above leaves the ties as they were
-        for entry, own in zip(d.entries, b.entries, strict=True):
-            own.key = entry.site.name
-    return groups, thetas
-
-
-def _one_start(given: Sequence[Start]) -> str:
-    """How one group starts: as its new ties say, which must agree. θ itself is in place."""
-    said = dict.fromkeys(s for s in given if isinstance(s, str))
-    if len(said) > 1:
-        raise TieConflict(
-            f"ties that share sites start in different ways ({', '.join(said)}); choose one"
-        )
-    return next(iter(said), "first")
-
-
-@torch.no_grad()
-def _start(
-    index: Sites,
-    group: Group,
-    shapes: Mapping[str, Shape],
-    values: Mapping[str, Tensor],
-    start: str,
-) -> dict[str, Tensor]:
-    like = next(iter(values.values()))
-    if like.is_meta:
-        return {o: like.new_empty(w.shape) for o, w in group.owners.items()}
-    if start == "mean":
-        return {o: t.to(like) for o, t in mean(group, shapes, values).items()}
-    if start == "init":
-        return _drawn(index, group, shapes, values)
-    found = first(group, values)
-    if start == "strict":
-        plan = plan_of(group, shapes)
-        flat = [found.thetas[o].reshape(-1) for o in plan.owners]
-        joined = torch.cat(flat) if flat else like.new_zeros(0)
-        for name, value in plan.split(plan.expand(joined)).items():
-            ok, away = agree(values[name], value)
-            if not ok:
-                raise TieConflict(
-                    f"start='strict': the sites do not agree; {name!r} is {away:.6g} from what "
-                    "the tie gives it. Use start='mean' for the nearest values that satisfy it"
-                )
-    return found.thetas
-
-
-def _drawn(
-    index: Sites, group: Group, shapes: Mapping[str, Shape], values: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Uniform on ±1/√fan-in, torch's own rule, with the fan-in that the map leaves.
-
-    The fan-in of a weight (out, in, …) is the mean number of values in a row that are not
-    held constant. A bias takes that of the weight beside it.
-    """
-    drawn = {}
-    for name, value in values.items():
-        bound = 1 / math.sqrt(max(1.0, _fan_in(index, group, name, shapes[name])))
-        drawn[name] = torch.empty_like(value).uniform_(-bound, bound)
-    return first(group, drawn).thetas
-
-
-def _fan_in(index: Sites, group: Group, name: str, shape: Shape) -> float:
-    if len(shape) >= 2:
-        e = group.expressions.get(name)
-        outer = None if e is None else e.outer
-        found = None
-        if isinstance(outer, LinearMap) and outer.view() is None:
-            found = outer.index()
-        live = numel(shape) if found is None else int((found.position >= 0).sum())
-        return live / shape[0]
-    module = index[name].module
-    beside = next((n for n, p in index.places.items() if p == (module, "weight")), None)
-    if beside is None or len(index.shape(beside)) < 2:
-        return 1.0
-    for other in index.groups:
-        for key, place in other.places.items():
-            if place == (module, "weight"):
-                return _fan_in(index, other.resolved, key, other.shapes[key])
-    if beside in group.names:
-        return _fan_in(index, group, beside, index.shape(beside))
-    beside_shape = index.shape(beside)
-    return numel(beside_shape) / beside_shape[0]
-
-
-def untie(model: nn.Module, *sites: str) -> nn.Module:
-    """Take sites out of their ties (all ties without names). Values stay; parameters become
-    independent. Returns the model.
-
-    Raises NoSuchSite for a site that is not tied.
-
-    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    >>> _ = tie(model, "*.weight")
-    >>> sum(p.numel() for p in untie(model).parameters())
-    12
-    """
-    index = Sites(model)
-    out: set[Site] = set()
-    for text in sites:
-        for name, where in index.find(text):
-            out.add(Site(name, canonical(where, index.shape(name), text)))
-    everything: list[tuple[Declaration, BoundTie]] = []
-    touched = []
-    for group in index.groups:
-        own = index.named(group)
-        if not out or any(s.name in own.values() for s in out):
-            touched.append(group)
-            everything += [(_by_name(t, own), t) for t in group.ties]
-    adopted = [a for a in _aliases(index) if not out or any(s.name in a[0].names for s in out)]
-    found = {n for d, _ in [*everything, *adopted] for n in d.names}
-    for s in out:
-        if s.name not in found:
-            raise NoSuchSite(f"{s} is not tied; {nearest(s.name, found)}")
-    values = values_of(index, found)
-    kept: list[tuple[Declaration, BoundTie]] = []
-    matched: set[Site] = set()
-    for d, b in [*everything, *adopted]:
-        left = [_matching(out, e.site) for e in d.entries]
-        matched.update(*left)
-        stay = [i for i, by in enumerate(left) if out and not by]
-        entries = tuple(d.entries[i] for i in stay)
-        if not entries or (len(entries) == 1 < len(d.entries) and _plain(entries[0])):
-            continue
-        before = b.entries or [BoundEntry(str(e.site), e.site.index, e.map) for e in d.entries]
-        fresh = BoundTie([replace(before[i]) for i in stay])
-        kept.append((Declaration(entries), fresh))
-    for s in sorted(out - matched, key=str):
-        raise NoSuchSite(
-            f"{s} is not a site of any tie; {nearest(str(s), _listed(everything, adopted))}"
-        )
-    shapes = {n: index.shape(n) for n in found}
-    groups, thetas = _resolve(index, kept, shapes, values, {}, {})
-    still = {n for g in groups for n in g.places}
-    with torch.no_grad():
-        for name in index.aliases.values():
-            if name in found and name not in still:
-                values[name] = values[name].clone()
-    _detach_aliases(index, [n for n in found if n in index.aliases])
-    attach(index, touched, groups, thetas, {n: v for n, v in values.items() if n not in still})
-    return model
-
-
-def _matching(out: set[Site], site: Site) -> set[Site]:
-    """Which of the sites to untie mean this one: itself, or the whole that it is a part of."""
-    return {s for s in out if s == site or (s.index is None and s.name == site.name)}
-
-
-def _listed(*declared: Sequence[tuple[Declaration, BoundTie]]) -> list[str]:
-    return [str(e.site) for several in declared for d, _ in several for e in d.entries]
-
-
-def _plain(entry: Entry) -> bool:
-    """Whether a map, alone in its tie, leaves its site free."""
-    return isinstance(entry.map, ViewMap)
-
-
-@torch.no_grad()
-def _detach_aliases(index: Sites, names: Sequence[str]) -> None:
-    """Give every alias among `names` a parameter of its own, with the same value."""
-    for name in names:
-        module, attr = index.places[name]
-        p = module._parameters[attr]
-        assert p is not None
-        module._parameters[attr] = nn.Parameter(p.detach().clone(), p.requires_grad)
-
-
-def twin(model: nn.Module) -> Any:
-    """A deep copy with no ties and the same function.
-
-    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    >>> _ = tie(model, "*.weight")
-    >>> sum(p.numel() for p in twin(model).parameters())
-    12
-    """
-    return untie(copy.deepcopy(model))

@@ -7,7 +7,7 @@ flat vectors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +17,20 @@ from eadem.errors import ShapeError
 from eadem.maps.base import LinearMap, Map, Shape, numel
 from eadem.maps.index import Index
 
-__all__ = ["Blocks", "LinearBlocks", "LinearStack", "Stack", "blocks", "orthonormal", "stack"]
+__all__ = [
+    "Blocks",
+    "LinearBlocks",
+    "LinearStack",
+    "Stack",
+    "blocks",
+    "offsets",
+    "orthonormal",
+    "stack",
+]
 
 
-def _offsets(sizes: Sequence[int]) -> list[int]:
+def offsets(sizes: Iterable[int]) -> list[int]:
+    """Where blocks of these sizes start, one after the other."""
     total, starts = 0, []
     for size in sizes:
         starts.append(total)
@@ -139,7 +149,7 @@ class LinearBlocks(_SeveralLinear, _Side):
     def index(self) -> Index | None:
         """The parts' coordinates, moved to their places."""
         found = [p.index() for p in self.parts]
-        starts = _offsets([numel(p.in_shape) for p in self.parts])
+        starts = offsets([numel(p.in_shape) for p in self.parts])
         return _joined(found, starts, self._columns())
 
 

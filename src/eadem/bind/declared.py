@@ -1,0 +1,91 @@
+"""Ties between their two forms: declarations by name, and groups bound to places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from eadem._plan import (
+    BoundMaps,
+    Declaration,
+    Entry,
+    Site,
+    connected,
+    residuals,
+    resolve_group,
+)
+from eadem.bind.begin import Start, bound_maps, one_start, start_values
+from eadem.bind.group import BoundEntry, BoundTie, TieGroup
+from eadem.bind.names import Sites
+from eadem.maps.base import Shape
+from eadem.maps.view import Same
+
+
+def by_name(bound: BoundTie, names: Mapping[str, str]) -> Declaration:
+    """A bound tie as a declaration, by the names that its places have today."""
+    return Declaration(tuple(Entry(Site(names[e.key], e.index), e.map) for e in bound.entries))
+
+
+def alias_ties(index: Sites) -> list[tuple[Declaration, BoundTie]]:
+    """Parameters that the model holds in several places, as ties of their own."""
+    by_first: dict[str, list[str]] = {}
+    for alias, name in index.aliases.items():
+        by_first.setdefault(name, [name]).append(alias)
+    found = []
+    for together in by_first.values():
+        entries = tuple(Entry(Site(n), Same()) for n in together)
+        found.append((Declaration(entries), BoundTie([])))
+    return found
+
+
+def note_residuals(
+    everything: Sequence[tuple[Declaration, BoundTie]],
+    shapes: Mapping[str, Shape],
+    values: Mapping[str, Tensor],
+    cache: BoundMaps,
+) -> None:
+    """Fill the entries of new ties, with how far each site is from the tie's range."""
+    for declaration, bound in everything:
+        if bound.entries:
+            continue
+        phis, parts = bound_maps(declaration, shapes, values, cache)
+        with torch.no_grad():
+            away = residuals(phis, parts)
+        bound.entries = [
+            BoundEntry(e.site.name, e.site.index, e.map, r)
+            for e, r in zip(declaration.entries, away, strict=True)
+        ]
+
+
+def resolve_ties(
+    index: Sites,
+    everything: Sequence[tuple[Declaration, BoundTie]],
+    shapes: Mapping[str, Shape],
+    values: Mapping[str, Tensor],
+    starts: Mapping[int, Start],
+    cache: BoundMaps,
+) -> tuple[list[TieGroup], dict[str, Tensor]]:
+    """Every connected group resolved, and the free values to start from."""
+    order = {n: index.rank(n) for n in shapes}
+    bounds = {id(d): b for d, b in everything}
+    groups, thetas = [], {}
+    for members in connected([d for d, _ in everything]):
+        resolved = resolve_group(shapes, members, order, cache)
+        given = {n: values[n] for n in resolved.names}
+        start = one_start(
+            [starts[id(bounds[id(d)])] for d in members if id(bounds[id(d)]) in starts]
+        )
+        thetas.update(start_values(index, resolved, shapes, given, start))
+        for name, e in resolved.expressions.items():
+            if not e.owners:
+                thetas["\0like:" + name] = values[name].new_zeros(0)
+        places = {n: index[n] for n in resolved.names}
+        local = {n: tuple(shapes[n]) for n in resolved.names}
+        ties = [bounds[id(d)] for d in members]
+        groups.append(TieGroup(places, local, ties, resolved))
+    for d, b in everything:  # only now: an error above leaves the ties as they were
+        for entry, own in zip(d.entries, b.entries, strict=True):
+            own.key = entry.site.name
+    return groups, thetas
