@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -49,30 +49,38 @@ def einsum(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return out.view(x.shape[0], -1, *x.shape[2:])
 
 
+class Form(nn.Module):
+    """A peer as the layer that one would write around it: the same call, the same look-ups."""
+
+    def __init__(self, function: Callable[..., Tensor], weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.function = function
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.weight, self.bias)
+
+
 def _leaf(value: Tensor) -> Tensor:
     """A parameter in the layer's own memory where the order allows: its place is worth 5 %."""
-    return value.detach().contiguous().requires_grad_()
+    return value.detach().contiguous()
 
 
-def peers(layer: LocallyConnected2d) -> dict[str, tuple[Callable[..., Tensor], list[Tensor]]]:
+def peers(layer: LocallyConnected2d) -> dict[str, Form]:
     """The two peers with the layer's own values."""
     places = layer.weight.shape[0] * layer.weight.shape[1]
     out = layer.out_channels
     ordered = layer.weight.permute(0, 1, 4, 2, 3, 5)
     return {
-        "bmm": (
+        "bmm": Form(
             bmm,
-            [
-                _leaf(layer.weight.reshape(places, -1, out)),
-                _leaf(layer.bias.reshape(places, 1, out)),
-            ],
+            _leaf(layer.weight.reshape(places, -1, out)),
+            _leaf(layer.bias.reshape(places, 1, out)),
         ),
-        "F.unfold + einsum": (
+        "F.unfold + einsum": Form(
             einsum,
-            [
-                _leaf(ordered.reshape(places, -1, out)),
-                _leaf(layer.bias.reshape(places, out).t()),
-            ],
+            _leaf(ordered.reshape(places, -1, out)),
+            _leaf(layer.bias.reshape(places, out).t()),
         ),
     }
 
@@ -104,7 +112,8 @@ def compare(size: tuple[int, int, int, int], rounds: int, nhwc: bool) -> list[Ro
     grad = torch.randn(batch, out, side, side).contiguous(memory_format=form)
     own = list(layer.parameters())
     rows = []
-    for peer, (function, parameters) in peers(layer).items():
+    for peer, form_of in peers(layer).items():
+        parameters = list(form_of.parameters())
         if nhwc and peer != "bmm":
             continue
         limit = LIMIT
@@ -114,8 +123,8 @@ def compare(size: tuple[int, int, int, int], rounds: int, nhwc: bool) -> list[Ro
             def ours(given: Any = given) -> Tensor:
                 return layer(given)
 
-            def theirs(f: Any = function, given: Any = given, p: Any = parameters) -> Tensor:
-                return f(given, *p)
+            def theirs(f: Any = form_of, given: Any = given) -> Tensor:
+                return f(given)
 
             with torch.no_grad():
                 torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-4)

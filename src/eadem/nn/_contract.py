@@ -12,6 +12,7 @@ patches (N, K, B), weight (N, K, O), output (N, O, B).
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,9 +20,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-__all__ = ["Geometry", "gather", "product"]
+__all__ = ["Geometry", "Windows", "gather", "product", "single", "windows_of_one"]
 
 Kind = Literal["output", "patches", "weight"]
+#: Sizes and strides of all windows, and the shape (N, K, batch) that they are copied to.
+Windows = tuple[tuple[int, ...], tuple[int, ...], tuple[int, int, int]]
 
 #: Batches from this size on are multiplied as (O, K) @ (K, B): see benchmarks.
 WIDE_BATCH = 16
@@ -47,15 +50,44 @@ def _patches(x: Tensor, g: Geometry) -> Tensor:
         moved = torch.constant_pad_nd(moved, (0, 0, 0, 0, *g.pads))
     moved = moved.contiguous()
     _, columns, channels, batch = moved.shape
+    plan = _windows.__wrapped__ if torch.compiler.is_compiling() else _windows
+    size, strides, shape = plan(g, columns, channels, batch)
+    return moved.as_strided(size, strides).reshape(shape)
+
+
+def single(
+    x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry, windows: Windows
+) -> Tensor:
+    """One observation without derivatives, from x (1, channels, rows, columns), contiguous
+    weight and bias, one group: (positions, 1, out). The order (rows, columns, channels) is
+    then that of a channels-last image, and every axis of length one is left out.
+    """
+    moved = x.permute(0, 2, 3, 1)
+    if any(g.pads):
+        moved = torch.constant_pad_nd(moved, (0, 0, *g.pads))
+    size, strides, (places, inside, _) = windows
+    patches = moved.contiguous().as_strided(size, strides).reshape(places, 1, inside)
+    kernels = weight.view(places, inside, -1)
+    if bias is None:
+        return torch.bmm(patches, kernels)
+    return torch.baddbmm(bias.view(places, 1, -1), patches, kernels)
+
+
+@functools.lru_cache(maxsize=256)
+def _windows(g: Geometry, columns: int, channels: int, batch: int) -> Windows:
+    """Sizes and strides of all windows of a contiguous (rows, columns, channels, batch), and
+    the shape (N, K, batch) that they are copied to. Axes of length one are left out.
+    """
     each = channels // g.groups
     column = channels * batch
     row = columns * column
     (out_rows, out_columns), (high, wide) = g.out_size, g.kernel_size
     size = (out_rows, out_columns, g.groups, high, wide, each, batch)
     steps = (g.stride[0] * row, g.stride[1] * column, each * batch)
-    reach = (g.dilation[0] * row, g.dilation[1] * column, batch, 1)
-    windows = moved.as_strided(size, (*steps, *reach))
-    return windows.reshape(out_rows * out_columns * g.groups, high * wide * each, batch)
+    strides = (*steps, g.dilation[0] * row, g.dilation[1] * column, batch, 1)
+    kept = [i for i, n in enumerate(size) if n != 1]
+    shape = (out_rows * out_columns * g.groups, high * wide * each, batch)
+    return tuple(size[i] for i in kept), tuple(strides[i] for i in kept), shape
 
 
 def _fold(patches: Tensor, g: Geometry) -> Tensor:
@@ -96,10 +128,14 @@ def _multiply(kind: Kind, a: Tensor, b: Tensor, bias: Tensor | None = None) -> T
         if a.shape[2] >= WIDE_BATCH:
             out = torch.bmm(b.mT, a)
             return out if bias is None else out + bias
-        left = _turned(a) if a.shape[2] == 1 else a.mT
+        if a.shape[2] == 1:  # one row a position: the same numbers in the same order
+            left = _turned(a)
+            shift = None if bias is None else bias.reshape(bias.shape[0], 1, -1)
+            out = torch.bmm(left, b) if shift is None else torch.baddbmm(shift, left, b)
+            return out.view(out.shape[0], -1, 1)
         if bias is None:
-            return torch.bmm(left, b).mT
-        return torch.baddbmm(bias.mT, left, b).mT
+            return torch.bmm(a.mT, b).mT
+        return torch.baddbmm(bias.mT, a.mT, b).mT
     if kind == "patches":
         if a.shape[2] == 1:
             return torch.bmm(_turned(a), b.mT).mT
@@ -218,6 +254,12 @@ def _product(kind: Kind, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Te
         return _multiply(kind, a, b, bias)
     op = _Product if torch.compiler.is_compiling() else _ProductJvp
     return _apply(op, kind, a, b, bias)
+
+
+def windows_of_one(g: Geometry, channels: int) -> Windows:
+    """The windows of a single observation."""
+    left, right, _, _ = g.pads
+    return _windows(g, g.in_size[1] + left + right, channels, 1)
 
 
 def gather(x: Tensor, geometry: Geometry) -> Tensor:

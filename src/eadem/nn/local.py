@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from eadem.errors import ShapeError, Unsupported
-from eadem.nn._contract import Geometry, gather, product
+from eadem.nn._contract import Geometry, gather, product, single, windows_of_one
 
 __all__ = ["LocallyConnected1d", "LocallyConnected2d"]
 
@@ -69,6 +69,9 @@ class _LocallyConnected(nn.Module):
         self._mode_pads = () if padding_mode == "zeros" else _torch_order(pads)
         self._in_shape = (self.in_channels, *self.in_size)
         self._geometry = self._geometry_of(pads)
+        self._single = windows_of_one(self._geometry, in_channels)
+        self._single_shape = (1, *self.out_size, out_channels)
+        self._single_axes = (0, self._ndim + 1, *range(1, self._ndim + 1))
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         kernel = (*self.kernel_size, in_channels // groups, out_channels)
         self.weight = nn.Parameter(torch.empty((*self.out_size, *kernel), **made))
@@ -176,6 +179,10 @@ class _LocallyConnected(nn.Module):
             x = x.unsqueeze(2)
         g = self._geometry
         weight, bias = self.weight, self.bias
+        whole = weight.is_contiguous() and (bias is None or bias.is_contiguous())
+        if whole and x.shape[0] == 1 and g.groups == 1 and not torch.is_grad_enabled():
+            alone = single(x, weight, bias, g, self._single)
+            return alone.view(self._single_shape).permute(self._single_axes)
         patches = gather(x, g)
         places, inside, batch = patches.shape
         each = self.out_channels // g.groups
