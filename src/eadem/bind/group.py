@@ -172,23 +172,17 @@ class Link:
 
     def compute(self) -> Tensor:
         """The site's value now."""
+        thetas = self.parameters()
+        if self.direct is not None:
+            return self.direct.expand(thetas[0].reshape(-1)).view(self.shape)
         outer = self.expression.outer
-        if len(self.sources) == 1:
-            module, attr, owner = self.sources[0]
-            theta = module._parameters[attr]
-            if self.direct is not None:
-                return self.direct.expand(theta.reshape(-1)).view(self.shape)  # type: ignore[union-attr]
-            roots = theta if owner.source is None else owner.source.expand(theta)  # type: ignore[arg-type]
-            return outer.expand(roots.reshape(outer.in_shape))  # type: ignore[union-attr]
-        if not self.sources:
+        if not thetas:
             assert self.like is not None
             return outer.expand(self.like)
-        parts = []
-        for module, attr, owner in self.sources:
-            theta = module._parameters[attr]
-            roots = theta if owner.source is None else owner.source.expand(theta)  # type: ignore[arg-type]
-            parts.append(roots.reshape(-1))  # type: ignore[union-attr]
-        return outer.expand(torch.cat(parts))
+        roots = [s[2].values(t) for s, t in zip(self.sources, thetas, strict=True)]
+        if len(roots) == 1:
+            return outer.expand(roots[0].reshape(outer.in_shape))
+        return outer.expand(torch.cat([r.reshape(-1) for r in roots]))
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in self.__slots__ if k != "direct"}
