@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -102,3 +104,15 @@ def test_a_removed_module_is_named() -> None:
     del model[1]
     with pytest.raises(eadem.TieBroken, match="no longer"):
         eadem.check(model)
+
+
+def test_a_tied_model_is_freed_with_its_last_reference() -> None:
+    model = layers(3)
+    eadem.tie(model, "*.weight", via=eadem.Palindrome(dim=-1))
+    eadem.tie(model, "0.bias", "1.bias")
+    eadem.counts(model)
+    model(torch.randn(2, 3))
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import nn
@@ -47,9 +47,11 @@ class _Walk:
     module and every parameter has one name.
     """
 
+    _held: list[ref[TieGroup]]
+
     def __init__(self, model: nn.Module) -> None:
         self.version = _registrations.count
-        self.groups: list[TieGroup] = []
+        groups: list[TieGroup] = []
         modules, held = [], []
         seen: set[int] = set()
         stack: list[nn.Module | None] = [model]
@@ -67,9 +69,19 @@ class _Walk:
                 for g in contents[MARK].groups:
                     if id(g) not in seen:
                         seen.add(id(g))
-                        self.groups.append(g)
+                        groups.append(g)
+        self.groups = groups
         present = [id(p) for p in held if p is not None]
         self.simple = len(modules) == len(set(modules)) and len(present) == len(set(present))
+
+    @property
+    def groups(self) -> list[TieGroup]:
+        """The groups; held weakly, since a group holds the model that this is kept for."""
+        return [g for r in self._held if (g := r()) is not None]
+
+    @groups.setter
+    def groups(self, groups: list[TieGroup]) -> None:
+        self._held = [ref(g) for g in groups]
 
 
 _walked: WeakKeyDictionary[nn.Module, _Walk] = WeakKeyDictionary()
@@ -92,7 +104,7 @@ class Sites:
         known = _walked.get(model)
         if known is None or known.version != _registrations.count:
             known = _walked[model] = _Walk(model)
-        self.groups: list[TieGroup] = list(known.groups)
+        self.groups: list[TieGroup] = known.groups
         #: whether every module and every parameter has one name
         self.simple = known.simple
         self._named: dict[str, Place] = {}
