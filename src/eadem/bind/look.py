@@ -85,7 +85,8 @@ def resolved(model: nn.Module) -> Plan:
     """The whole model's plan: θ (every parameter, flat) → W (every site, flat).
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    >>> _ = __import__("eadem").tie(model, "*.weight")
+    >>> import eadem
+    >>> _ = eadem.tie(model, "*.weight")
     >>> resolved(model).in_shape, resolved(model).out_shape
     ((8,), (12,))
     """
@@ -154,7 +155,8 @@ def counts(model: nn.Module) -> Counts:
     """How many values are free, stored and used.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    >>> _ = __import__("eadem").tie(model, "*.weight")
+    >>> import eadem
+    >>> _ = eadem.tie(model, "*.weight")
     >>> counts(model)
     Counts(free=8, stored=8, expanded=12)
     """
@@ -205,7 +207,8 @@ def explain(model: nn.Module, site: str) -> str:
     """Where a site's value comes from, in words.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    >>> _ = __import__("eadem").tie(model, "*.weight")
+    >>> import eadem
+    >>> _ = eadem.tie(model, "*.weight")
     >>> print(explain(model, "1.weight"))
     1.weight (2, 2) = 0.weight
       θ: 0.weight (2, 2)

@@ -31,7 +31,8 @@ def untie(model: nn.Module, *sites: str) -> nn.Module:
     Raises NoSuchSite for a site that is not tied.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    >>> _ = tie(model, "*.weight")
+    >>> import eadem
+    >>> _ = eadem.tie(model, "*.weight")
     >>> sum(p.numel() for p in untie(model).parameters())
     12
     """
@@ -111,7 +112,8 @@ def twin(model: nn.Module) -> Any:
     """A deep copy with no ties and the same function.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    >>> _ = tie(model, "*.weight")
+    >>> import eadem
+    >>> _ = eadem.tie(model, "*.weight")
     >>> sum(p.numel() for p in twin(model).parameters())
     12
     """
