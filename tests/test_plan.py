@@ -523,3 +523,17 @@ def test_two_thousand_equal_sites() -> None:
     w = plan.split(plan.expand(torch.ones(16, dtype=torch.float64)))
     assert float(w["l1999.w"][0, 0]) == -1.0
     assert float(w["l1998.w"][0, 0]) == 1.0
+
+
+def test_whole_sites_that_contradict_show_the_ties_between_them() -> None:
+    def joined(a: str, b: str, phi: eadem.Map) -> Declaration:
+        return Declaration((Entry(Site(a), eadem.Same()), Entry(Site(b), phi)))
+
+    declared = [
+        joined("a", "b", eadem.Same()),
+        joined("b", "c", eadem.Same()),
+        joined("a", "c", eadem.Affine(1.0, 2.0)),
+    ]
+    with pytest.raises(eadem.TieConflict) as caught:
+        resolve({"a": (2,), "b": (2,), "c": (2,)}, declared)
+    assert all(str(d) in str(caught.value) for d in declared)

@@ -218,14 +218,35 @@ class _Coordinates:
 
     def _conflict(self, e: Contradiction) -> TieConflict:
         where = self._name(e.coordinate)
+        closing = {t for tags in e.paths for t in tags}
+        around = self._chain(closing)
         paths = []
         for tags in e.paths:
-            steps = [str(self.ties[t].declaration) for t in dict.fromkeys(tags)]
+            steps = [str(self.ties[t].declaration) for t in dict.fromkeys(tags) or around]
             paths.append("  " + "; then ".join(steps or ["(the same tie)"]))
         return TieConflict(
             f"two ties contradict each other at {where}: {e.what}\none way:\n{paths[0]}\n"
             f"the other:\n{paths[1]}\nremove or change one of them"
         )
+
+    def _chain(self, closing: set[int]) -> list[int]:
+        """The other ties that join the sites of a tie that closes a cycle, the fewest."""
+        if len(closing) != 1:
+            return []
+        names = self.ties[next(iter(closing))].declaration.names
+        reached: dict[str, list[int]] = {names[0]: []}
+        queue = [names[0]]
+        for at in queue:
+            if at in names[1:]:
+                return reached[at]
+            for i, t in enumerate(self.ties):
+                if i in closing or at not in t.declaration.names:
+                    continue
+                for n in t.declaration.names:
+                    if n not in reached:
+                        reached[n] = [*reached[at], i]
+                        queue.append(n)
+        return []
 
     def _name(self, coordinate: int) -> str:
         for node, start in self.start.items():
