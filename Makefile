@@ -16,9 +16,10 @@ RUN := $(BIN)/python -m
 # right already. What it was made from (the two files, this folder, the interpreter) is noted
 # beside it, so a change in any of them installs again. torch goes first and pinned: left to
 # itself, pip may bring several GB of GPU libraries. Modules are compiled when first imported,
-# which is sooner than all at once. `dev` contains `recipes`.
+# which is sooner than all at once. `dev` contains `recipes`. Packages in data-EXTRA.txt are
+# there for the files they ship and go in alone: what they ask for may contradict the rest.
 define install
-	key() { { cat pyproject.toml constraints.txt; pwd; $(BIN)/python -VV; } 2>&1 | cksum; }; \
+	key() { { cat pyproject.toml constraints.txt $(wildcard data-$(1).txt); pwd; $(BIN)/python -VV; } 2>&1 | cksum; }; \
 	stop() { echo "$$1" >&2; exit 2; }; \
 	pip() { $(RUN) pip install -qq --no-input --no-compile --disable-pip-version-check -c constraints.txt "$$@"; }; \
 	if [ "$$(cat $(VENV)/.$(1) 2>/dev/null)" != "$$(key)" ]; then \
@@ -35,6 +36,7 @@ define install
 	  made=$$(key); \
 	  pip torch; \
 	  pip -e '.[$(1)]'; \
+	  if [ -f data-$(1).txt ]; then pip --no-deps -r data-$(1).txt; fi; \
 	  echo "$$made" > $(VENV)/.$(1); \
 	  if [ $(1) = dev ]; then echo "$$made" > $(VENV)/.recipes; fi; \
 	fi
@@ -46,7 +48,7 @@ help:
 	@echo "make lint     ruff, mypy, the order of the rooms"
 	@echo "make format   let ruff rewrite the sources"
 	@echo "make bench    ratios against peers, written to docs/benchmarks.md"
-	@echo "make studies  every recipe in full, into runs/"
+	@echo "make studies  every recipe in full, into runs/, and the long checks in studies/"
 	@echo "make docs     the documentation, into site/"
 	@echo "make clean    remove $(VENV), caches and builds; runs/ stays"
 
@@ -74,10 +76,11 @@ bench: venv
 	@$(RUN) benchmarks $(ARGS)
 
 studies:
-	@$(call install,recipes)
+	@$(call install,studies)
 	@for name in $$($(BIN)/python -c 'from eadem.recipes import recipes; print(*recipes())'); do \
 	  echo "== $$name"; $(BIN)/eadem run "$$name" $(ARGS); \
 	done
+	@for file in studies/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
 docs:
 	@$(call install,docs)
