@@ -21,6 +21,7 @@ from .verdict import Outcome, Verdict, short
 import eadem
 
 __all__ = [
+    "Reference",
     "Stopped",
     "event",
     "expected_gradients",
@@ -111,7 +112,7 @@ def follow(model: nn.Module, subject: Subject) -> nn.Module:
         for name, p in stock.named_parameters():
             p.copy_(read(model, name))
         for name, b in stock.named_buffers():
-            b.copy_(model.get_buffer(name))
+            b.copy_(read(model, name))
     return stock.train(model.training)
 
 
@@ -165,6 +166,41 @@ def jacobian(model: nn.Module, subject: Subject) -> Tensor:
     return torch.cat([b.flatten(1) for b in blocks], dim=1)
 
 
+class Reference(nn.Module):
+    """The tied model by hand: θ and the untied parameters, and the stock class beneath them.
+
+    `use(stock, x)` is the forward pass.
+    """
+
+    def __init__(self, subject: Subject, use: Callable[..., Tensor], seed: int = 0) -> None:
+        super().__init__()
+        stock = subject.untied(seed)
+        held = {n: p.detach().clone() for n, p in stock.named_parameters()}
+        untied = {n: w for n, w in held.items() if n not in subject.sites}
+        self.subject, self.names = subject, list(subject.theta(held) | untied)
+        self.free = nn.ParameterList((subject.theta(held) | untied).values())
+        self.holder = [_Using(stock, use)]
+
+    def values(self) -> dict[str, Tensor]:
+        """Every parameter of the stock class, as a function of the free ones."""
+        free = dict(zip(self.names, self.free, strict=True))
+        return {**free, **self.subject.expand({o: free[o] for o in self.subject.owners})}
+
+    def forward(self, *args: Any) -> Tensor:
+        named = {f"stock.{n}": w for n, w in self.values().items()}
+        found: Tensor = functional_call(self.holder[0], named, args, tie_weights=False)
+        return found
+
+
+class _Using(nn.Module):
+    def __init__(self, stock: nn.Module, use: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.stock, self.use = stock, use
+
+    def forward(self, *args: Any) -> Tensor:
+        return self.use(self.stock, *args)
+
+
 class _Caller(nn.Module):
     def __init__(self, stock: nn.Module, subject: Subject) -> None:
         super().__init__()
@@ -215,7 +251,7 @@ def _judge(
     call: Call | None,
     count: bool,
 ) -> Outcome:
-    run: Call = call or (lambda x: subject.call(model, x))
+    run: Call = (lambda x: subject.call(model, x)) if call is None else call
     found = [Outcome(Verdict.KEPT)]
     found += related(model, subject)
     found += _wanted(model, subject, want or {})
@@ -225,8 +261,8 @@ def _judge(
     before = {n: read(model, n) for n in subject.sites}
     with torch.no_grad():
         for i, p in enumerate(model.parameters()):
-            p.add_((torch.linspace(-1, 1, p.numel()).sin() * 0.3 + 0.1 * (i + 1)).reshape(
-                p.shape).to(p))
+            noise = torch.linspace(-1, 1, p.numel()).sin() * 0.2 + 0.1 + 0.01 * i
+            p.add_(noise.reshape(p.shape).to(p))
     found += related(model, subject, "after a change of its parameters ")
     still = [n for n, old in before.items() if torch.equal(read(model, n), old)]
     if still:

@@ -20,7 +20,7 @@ with warnings.catch_warnings():
         "accelerate",
         "peft",
         "torchao.quantization",
-        "transformers.models.gpt2.modeling_gpt2",
+        "transformers.models.llama.modeling_llama",
     ):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)

@@ -12,7 +12,21 @@ from torch import Tensor, nn
 from .verdict import Outcome, Verdict
 from .ways import GENERAL, Way
 
-__all__ = ["Case", "Probe", "Row", "first_two", "five", "inner", "kept", "said", "state_of"]
+__all__ = [
+    "Case",
+    "Probe",
+    "Row",
+    "after",
+    "always",
+    "first_two",
+    "five",
+    "inner",
+    "kept",
+    "linked",
+    "said",
+    "state_of",
+    "with_modules",
+]
 
 Probe = Callable[[Way, Subject], Outcome]
 
@@ -25,6 +39,16 @@ def five() -> tuple[Subject, ...]:
 def first_two() -> tuple[Subject, ...]:
     """Equality and transpose."""
     return FIVE[:2]
+
+
+def linked() -> tuple[Subject, ...]:
+    """The systems with more than one site."""
+    return tuple(s for s in FIVE if s.links)
+
+
+def with_modules() -> tuple[Subject, ...]:
+    """The systems whose sites are in modules below the model."""
+    return tuple(s for s in FIVE if all("." in n for n in s.sites))
 
 
 @dataclass(frozen=True)

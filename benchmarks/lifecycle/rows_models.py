@@ -177,16 +177,16 @@ def _torch_saved(model: nn.Module) -> nn.Module:
 
 def echo(given: Any, answer: Any) -> None:
     """In a fresh process: take a model, send it back."""
-    answer.put(pickle.dumps(pickle.loads(given)))
+    answer.send(pickle.dumps(pickle.loads(given)))
 
 
 def _spawned(model: nn.Module) -> nn.Module:
     context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    worker = context.Process(target=echo, args=(pickle.dumps(model), queue))
+    mine, theirs = context.Pipe(duplex=False)
+    worker = context.Process(target=echo, args=(pickle.dumps(model), theirs))
     worker.start()
     try:
-        again: nn.Module = pickle.loads(queue.get(timeout=100))
+        again: nn.Module = pickle.loads(mine.recv())
     finally:
         worker.join(20)
     return again

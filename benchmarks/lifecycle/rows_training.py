@@ -13,8 +13,8 @@ from torch.nn.utils import clip_grad_norm_
 
 from . import oracle
 from .oracle import Stopped, event, expected_step, judge, worst
-from .rows import Case, Row, always, inner, kept, said
-from .subjects import Subject, gpt2, head, read, split
+from .rows import Case, Row, always, inner, kept, linked, said, with_modules
+from .subjects import Subject, llama, head, read, split
 from .verdict import Outcome, Verdict
 from .ways import EADEM, NATIVE, Way
 
@@ -232,8 +232,6 @@ def _frozen(way: Way, subject: Subject) -> Outcome:
     found = []
     for name in subject.sites:
         model = way.tied(subject)
-        if inner(model, name) is model:
-            continue
         try:
             with event(model), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -251,7 +249,7 @@ def _frozen(way: Way, subject: Subject) -> Outcome:
             continue
         values = {n: read(model, n) for n in subject.sites}
         found.append(worst([kept("θ is frozen"), *oracle.related(model, subject, values)]))
-    return worst(found) if found else kept("the site has no module of its own")
+    return worst(found)
 
 
 def _assigned(way: Way, subject: Subject) -> Outcome:
@@ -275,8 +273,6 @@ def _module_replaced(way: Way, subject: Subject) -> Outcome:
     for name in subject.sites:
         model = way.tied(subject)
         path = split(name)[0]
-        if not path:
-            continue
         fresh = subject.stock(6).get_submodule(path)
         try:
             with event(model):
@@ -286,7 +282,7 @@ def _module_replaced(way: Way, subject: Subject) -> Outcome:
             found.append(oracle.stopped(error, way is EADEM))
             continue
         found.append(_found_out(model, subject))
-    return worst(found) if found else kept("the site has no module of its own")
+    return worst(found)
 
 
 def _found_out(model: nn.Module, subject: Subject) -> Outcome:
@@ -315,7 +311,7 @@ def _resized(way: Way, subject: Subject) -> Outcome:
 def _grown(model: nn.Module, subject: Subject) -> Outcome:
     """The oracle for a model whose vocabulary is larger than its stock class's."""
     def larger() -> nn.Module:
-        grown = gpt2()
+        grown = llama()
         grown.resize_token_embeddings(13)  # type: ignore[operator]
         return grown
 
@@ -418,8 +414,6 @@ def _jacobian(way: Way, subject: Subject) -> Outcome:
 
 def _conflicting(way: Way, subject: Subject) -> Outcome:
     """Values given for two sites that the tie cannot both have."""
-    if not subject.links:
-        return kept("one site only")
     model = way.tied(subject).eval()
     given = subject.values(4)
     last = subject.sites[-1]
@@ -485,10 +479,12 @@ ROWS = (
         Case("gradcheck, gradgradcheck", _gradcheck),
     )),
     Row(19, "clipped and decayed", (Case("norm", _norm), Case("decay", _decay))),
-    Row(20, "frozen at one site", (Case("", _frozen, refusable=always),)),
+    Row(20, "frozen at one site", (
+        Case("", _frozen, refusable=always, subjects=with_modules),
+    )),
     Row(21, "assigned at a tied site, replaced, or resized", (
         Case("a parameter assigned", _assigned, refusable=always),
-        Case("a module replaced", _module_replaced, refusable=always),
+        Case("a module replaced", _module_replaced, refusable=always, subjects=with_modules),
         Case("resize_token_embeddings", _resized, refusable=always, subjects=_heads(False),
              needs=("transformers",)),
         Case("resize_token_embeddings", _resized, subjects=_heads(True), ways=(NATIVE,),
@@ -502,7 +498,7 @@ ROWS = (
         Case("by θ's name", _by_theta),
         Case("vmap", _vmapped),
         Case("jacrev, jvp", _jacobian),
-        Case("conflicting values", _conflicting, refusable=always),
+        Case("conflicting values", _conflicting, refusable=always, subjects=linked),
     )),
     Row(24, "compiled, `fullgraph=True`, 20 steps", (
         Case("", _compiled, seconds=180),

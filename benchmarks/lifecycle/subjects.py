@@ -132,8 +132,9 @@ def split(name: str) -> tuple[str, str]:
 
 def read(model: nn.Module, name: str) -> Tensor:
     """What a user reads at a site, detached and copied."""
-    owner, leaf = split(name)
-    found = getattr(model.get_submodule(owner), leaf)
+    found: Any = model
+    for part in name.split("."):
+        found = getattr(found, part)
     if not isinstance(found, Tensor):
         raise TypeError(f"{name} is {type(found).__name__}, no tensor")
     return found.detach().clone(memory_format=torch.contiguous_format)
@@ -220,25 +221,22 @@ def _tokens() -> Tensor:
     return torch.randint(0, 11, (2, 5))
 
 
-def gpt2(tied: bool = False, **options: Any) -> nn.Module:
-    """A GPT-2 of two layers; `tied`: by transformers, embedding and output."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+def llama(tied: bool = False) -> nn.Module:
+    """A Llama of two layers; `tied`: by transformers, embedding and output."""
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = GPT2Config(
+    config = LlamaConfig(
         vocab_size=11,
-        n_positions=16,
-        n_embd=8,
-        n_layer=2,
-        n_head=2,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
         bos_token_id=0,
         eos_token_id=1,
         tie_word_embeddings=tied,
-        **options,
     )
-    model: nn.Module = GPT2LMHeadModel(config)
+    model: nn.Module = LlamaForCausalLM(config)
     return model
 
 
@@ -252,42 +250,117 @@ def _upper(w: Tensor) -> Tensor:
 
 @functools.cache
 def hugging() -> tuple[Subject, ...]:
-    """Ties that GPT-2's class does not know: equality, transpose, structure in one site."""
-    h0, h1 = "transformer.h.0", "transformer.h.1"
-    names: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
-        "equality": (
-            lambda m, at="": eadem.tie(m, f"{at}{h0}.attn.c_attn.weight",
-                                       f"{at}{h1}.attn.c_attn.weight"),
-            {"links": {f"{h1}.attn.c_attn.weight":
-                       Link(f"{h0}.attn.c_attn.weight", same, "same")}},
+    """Ties that Llama's class does not know: equality, transpose, structure in one site."""
+    first, second = "model.layers.0", "model.layers.1"
+    up = (f"{first}.mlp.up_proj.weight", f"{second}.mlp.up_proj.weight")
+    down = f"{first}.mlp.down_proj.weight"
+
+    def equality(m: nn.Module, at: str = "") -> Any:
+        return eadem.tie(m, *(at + n for n in up))
+
+    def transpose(m: nn.Module, at: str = "") -> Any:
+        return eadem.tie(m, at + down, to=at + up[0], via=eadem.Transpose())
+
+    def symmetric(m: nn.Module, at: str = "") -> Any:
+        return eadem.tie(m, at + up[0], via=eadem.Palindrome(dim=0))
+
+    def subject(name: str, declare: Callable[..., Any], **tables: Any) -> Subject:
+        return Subject(name, llama, declare, _tokens, call=_logits, **tables)
+
+    return (
+        subject("equality", equality, links={up[1]: Link(up[0], same, "same")}),
+        subject("transpose", transpose, links={down: Link(up[0], transposed, "view")}),
+        subject("palindrome", symmetric, folds={up[0]: Fold(_upper, _mirror_rows)}),
+    )
+
+
+def separated(model: nn.Module, names: Mapping[str, Any]) -> nn.Module:
+    """A model with a parameter of its own at each of these places that its class has tied."""
+    for name in names:
+        module, leaf = split(name)
+        inner = model.get_submodule(module)
+        setattr(inner, leaf, nn.Parameter(getattr(inner, leaf).detach().clone()))
+    return model
+
+
+def family(model: str, further: bool) -> Subject:
+    """A class of transformers with its own ties; `further`: and one of ours across layers."""
+    from transformers import (
+        AlbertConfig,
+        AlbertForMaskedLM,
+        GPT2Config,
+        GPT2LMHeadModel,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
+
+    def gpt2() -> nn.Module:
+        config = GPT2Config(
+            vocab_size=11, n_positions=8, n_embd=8, n_layer=2, n_head=2, resid_pdrop=0.0,
+            embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=1,
+        )
+        found: nn.Module = GPT2LMHeadModel(config)
+        return found
+
+    def t5() -> nn.Module:
+        config = T5Config(
+            vocab_size=11, d_model=8, d_kv=4, d_ff=12, num_layers=2, num_heads=2,
+            dropout_rate=0.0, decoder_start_token_id=0,
+        )
+        found: nn.Module = T5ForConditionalGeneration(config)
+        return found
+
+    def albert() -> nn.Module:
+        config = AlbertConfig(
+            vocab_size=11, num_attention_heads=2, hidden_size=8, embedding_size=8,
+            num_hidden_layers=2, intermediate_size=12, max_position_embeddings=8,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        )
+        found: nn.Module = AlbertForMaskedLM(config)
+        return found
+
+    layer = "albert.encoder.albert_layer_groups.0.albert_layers.0"
+    blocks = ("encoder.block.0.layer.0.SelfAttention", "encoder.block.1.layer.0.SelfAttention")
+    factory, call, native, ours = {
+        "GPT-2": (
+            gpt2, _logits, {"lm_head.weight": "transformer.wte.weight"},
+            ("transformer.h.0.attn.c_attn.weight", "transformer.h.1.attn.c_attn.weight"),
         ),
-        "transpose": (
-            lambda m, at="": eadem.tie(m, f"{at}{h0}.mlp.c_proj.weight",
-                                       to=f"{at}{h0}.mlp.c_fc.weight", via=eadem.Transpose()),
-            {"links": {f"{h0}.mlp.c_proj.weight":
-                       Link(f"{h0}.mlp.c_fc.weight", transposed, "view")}},
+        "T5": (
+            t5, lambda m, x: m(input_ids=x, decoder_input_ids=x).logits,
+            {n: "shared.weight" for n in (
+                "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")},
+            (f"{blocks[0]}.q.weight", f"{blocks[1]}.q.weight"),
         ),
-        "palindrome": (
-            lambda m, at="": eadem.tie(
-                m, f"{at}{h0}.mlp.c_fc.weight", via=eadem.Palindrome(dim=0)),
-            {"folds": {f"{h0}.mlp.c_fc.weight": Fold(_upper, _mirror_rows)}},
+        "ALBERT": (
+            albert, _logits,
+            {"predictions.decoder.weight": "albert.embeddings.word_embeddings.weight"},
+            (f"{layer}.attention.query.weight", f"{layer}.attention.key.weight"),
         ),
-    }
-    return tuple(
-        Subject(name, gpt2, declare, _tokens, call=_logits, **tables)
-        for name, (declare, tables) in names.items()
+    }[model]
+    links = {n: Link(o, same, "same") for n, o in native.items()}
+    if further:
+        links[ours[1]] = Link(ours[0], same, "same")
+    return Subject(
+        model,
+        factory,
+        (lambda m, at="": eadem.tie(m, *ours)) if further else lambda m, at="": None,
+        _tokens,
+        links=links,
+        call=call,
+        plain=lambda: separated(factory(), native),
     )
 
 
 def head(tied: bool) -> Subject:
-    """GPT-2's embedding and output; `tied`: by transformers itself, else to be declared."""
-    sites = ("transformer.wte.weight", "lm_head.weight")
+    """Llama's embedding and output; `tied`: by transformers itself, else to be declared."""
+    sites = ("model.embed_tokens.weight", "lm_head.weight")
     return Subject(
         "equality",
-        functools.partial(gpt2, tied),
+        functools.partial(llama, tied),
         (lambda m, at="": None) if tied else lambda m, at="": eadem.tie(m, *sites),
         _tokens,
         links={sites[1]: Link(sites[0], same, "same")},
         call=_logits,
-        plain=gpt2,
+        plain=llama,
     )

@@ -37,8 +37,18 @@ def _declare(model: nn.Module, subject: Subject) -> None:
     subject.declare(model)
 
 
+def _missing(model: nn.Module, subject: Subject) -> dict[str, Link]:
+    """The links that the model's own class has not made already."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    return {
+        n: link
+        for n, link in subject.links.items()
+        if link.kind != "same" or named.get(n) is not named.get(link.owner, n)
+    }
+
+
 def _alias(model: nn.Module, subject: Subject) -> None:
-    for name, link in subject.links.items():
+    for name, link in _missing(model, subject).items():
         module, leaf = split(name)
         owner, attr = split(link.owner)
         p = getattr(model.get_submodule(owner), attr)
@@ -61,7 +71,7 @@ class _FromOwner(nn.Module):
         self.source = (module,)
         self.attr, self.link = attr, link
 
-    def forward(self) -> Tensor:
+    def forward(self, *given: Tensor) -> Tensor:
         return self.link.map(getattr(self.source[0], self.attr))
 
     def right_inverse(self, value: Tensor) -> tuple[()]:
@@ -88,7 +98,7 @@ def _parametrized(model: nn.Module, subject: Subject) -> None:
         parametrize.register_parametrization(
             model.get_submodule(module), leaf, _FromFew(fold), unsafe=True
         )
-    for name, link in subject.links.items():
+    for name, link in _missing(model, subject).items():
         module, leaf = split(name)
         owner, attr = split(link.owner)
         parametrize.register_parametrization(
