@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from eadem.bind.group import LINKS, ORDER, Link, refuse_alone
+from eadem.bind.guard import freeze, refuse_replicas, refuse_script, register
 from eadem.bind.written import SiteValue, assign
 from eadem.errors import TieBroken, Unsupported
 from eadem.maps.view import View, ViewMap
@@ -214,6 +215,7 @@ def _delete(self: Any, name: str) -> None:
 def _apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
     base: Any = base_class(self)
     moved = base._apply(self, fn, recurse)
+    probed: dict[tuple[torch.dtype, torch.device], Tensor] = {}
     for link in self.__dict__[LINKS].values():
         if link.like is not None:
             link.like = fn(link.like)
@@ -222,9 +224,11 @@ def _apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> A
             p = module._parameters.get(attr)
             if p is None or module is self:
                 continue
-            probe = torch.empty(0, dtype=p.dtype, device=p.device)
-            after = fn(probe)
-            if after.dtype != p.dtype or after.device != p.device:
+            before = (p.dtype, p.device)
+            if before not in probed:
+                probed[before] = fn(torch.empty(0, dtype=p.dtype, device=p.device))
+            after = probed[before]
+            if (after.dtype, after.device) != before:
                 alone = nn.Module()
                 alone._parameters[attr] = p
                 nn.Module._apply(alone, fn, False)
@@ -331,14 +335,13 @@ def _load(self: Any, state: Any, prefix: str, *rest: Any) -> None:
     base_class(self)._load_from_state_dict(self, state, prefix, *rest)
 
 
-def _replicate(self: Any) -> Any:
-    link = next(iter(self.__dict__[LINKS].values()))
-    raise link.group.refuse(
-        Unsupported(
-            f"DataParallel copies modules one by one, and {link.key!r} would lose its tie; use "
-            "DistributedDataParallel"
-        )
-    )
+def _requires_grad(self: Any, requires_grad: bool = True) -> Any:
+    freeze(base_class(self), self, requires_grad)
+    return self
+
+
+def _register(self: Any, name: str, param: Any) -> None:
+    register(base_class(self), self, name, param)
 
 
 def flat_weights(self: Any) -> list[Any]:
@@ -362,7 +365,10 @@ def _dressed_class(base: Any, specs: tuple[Spec, ...]) -> Any:
         "__reduce_ex__": _reduce,
         "_apply": _apply,
         "_load_from_state_dict": _load,
-        "_replicate_for_data_parallel": _replicate,
+        "requires_grad_": _requires_grad,
+        "register_parameter": _register,
+        "__prepare_scriptable__": refuse_script,
+        "_replicate_for_data_parallel": refuse_replicas,
         "_eadem_class": (base, specs),
     }
     for spec in specs:

@@ -72,7 +72,7 @@ def attach(
             module, attr = group.places[key]
             _store(module, attr, thetas[key].reshape(owner.shape), requires, key)
     for group in new:
-        for key in group.resolved.expressions:
+        for key in group.bound:
             module, attr = group.places[key]
             link = group.link(key)
             if not link.sources:

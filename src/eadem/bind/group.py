@@ -22,9 +22,9 @@ from eadem._plan.site import Item
 from eadem.errors import EademError, TieBroken, Unsupported
 from eadem.maps.base import Map, Shape
 from eadem.maps.index import Index, IndexMap
-from eadem.maps.view import Viewed, ViewMap
+from eadem.maps.view import Same, Viewed, ViewMap
 
-__all__ = ["BoundEntry", "BoundTie", "Link", "Mark", "Place", "TieGroup", "marks"]
+__all__ = ["BoundEntry", "BoundTie", "Link", "Mark", "Place", "TieGroup", "living", "marks"]
 
 #: Key in a module's `__dict__` for the groups that it contains.
 MARK = "_eadem_scope"
@@ -79,6 +79,9 @@ class TieGroup:
     resolved: Group
     scope: list[nn.Module] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        _living.add(self)
+
     @cached_property
     def keys(self) -> dict[Place, str]:
         """The key of every place."""
@@ -110,6 +113,10 @@ class TieGroup:
         derived = ("keys", "views", "refusals")
         return {k: v for k, v in self.__dict__.items() if k not in derived}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _living.add(self)
+
     def owner_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters that hold free values; raises TieBroken for one taken away."""
         for key in self.resolved.owners:
@@ -124,9 +131,20 @@ class TieGroup:
                 )
             yield key, found
 
+    @property
+    def bound(self) -> Iterator[str]:
+        """The sites whose modules carry a link: those that other parameters have a say in.
+        An owner of all its values is one of them where it is not the only owner.
+        """
+        for key in self.places:
+            if key in self.resolved.expressions or len(self.resolved.owners) > 1:
+                yield key
+
     def link(self, key: str) -> Link:
-        """How the site `key` is computed."""
-        e = self.resolved.expressions[key]
+        """How the value of the site `key` comes about."""
+        e = self.resolved.expressions.get(key)
+        if e is None:
+            e = Expression((key,), Same().bind(self.shapes[key]))
         sources = [(*self.places[o], self.resolved.owners[o]) for o in e.owners]
         return Link(self, key, e, sources, self.shapes[key])
 
@@ -214,6 +232,16 @@ class Link:
         self.ready()
 
 
+_living: WeakSet[TieGroup] = WeakSet()
+
+
+def living() -> Iterator[TieGroup]:
+    """The groups that are on some module now, of whatever model."""
+    for group in list(_living):
+        if any(g is group for m in group.scope for g in marks(m)):
+            yield group
+
+
 class _Token:
     """Pickled before a group. A pickler keeps what it has pickled alive, so a live token
     means that a whole group is being pickled; a failed pickle leaves none behind.
@@ -236,7 +264,7 @@ def refuse_alone(link: Link) -> None:
     if not _tokens:
         raise link.group.refuse(
             Unsupported(
-                f"{link.key!r} takes its value from a parameter elsewhere and cannot be "
+                f"{link.key!r} is tied to a parameter elsewhere and cannot be "
                 "pickled alone; pickle a module that contains the whole tie, or copy.deepcopy "
                 "the part first (the copy is independent)"
             )

@@ -171,8 +171,8 @@ def counts(model: nn.Module) -> Counts:
 def check(model: nn.Module) -> None:
     """Raise TieBroken, naming the tie, unless every tie of the model still holds.
 
-    Checked are: every owner is there, with its shape; the owners of one tie agree in dtype
-    and device; no derived site holds a parameter; every site can be read.
+    Checked are: every owner is there, with its shape; the owners of one tie agree in dtype,
+    device and requires_grad; no derived site holds a parameter; every site can be read.
     """
     sites = Sites(model)
     for group in sites.groups:
@@ -189,10 +189,10 @@ def check(model: nn.Module) -> None:
                     f"{what}: {names[key]!r} has shape {tuple(p.shape)}, its free values have "
                     f"{wanted}"
                 )
-        for attribute in ("dtype", "device"):
+        for attribute in ("dtype", "device", "requires_grad"):
             if len({getattr(p, attribute) for p in held.values()}) > 1:
                 raise TieBroken(f"{what}: its owners {list(held)} differ in {attribute}")
-        for key in group.resolved.expressions:
+        for key in group.bound:
             module, attr = group.places[key]
             link = module.__dict__.get(LINKS, {}).get(attr)
             if link is None or base_class(module) is type(module):
@@ -231,7 +231,9 @@ def explain(model: nn.Module, site: str) -> str:
         for o in used:
             owner = group.resolved.owners[o]
             through = "" if owner.source is None else f" through {_through(owner.source)}"
-            lines.append(f"  θ: {names[o]} {owner.shape}{through}")
+            theta = group.places[o].parameter
+            frozen = "" if theta is None or theta.requires_grad else ", frozen"
+            lines.append(f"  θ: {names[o]} {owner.shape}{through}{frozen}")
         lines += _constants(e)
         for bound in group.ties:
             d = by_name(bound, names)
