@@ -3,6 +3,7 @@
 from .look import Counts as Counts
 from .look import Reader as Reader
 from .look import check as check
+from .look import computed_sites as computed_sites
 from .look import counts as counts
 from .look import declarations as declarations
 from .look import explain as explain

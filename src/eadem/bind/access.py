@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from eadem.bind.group import LINKS, ORDER, Link, refuse_alone
-from eadem.bind.split import checked, is_split, place_split, refuse_sharder
+from eadem.bind.split import checked, is_split, place_split, refuse_full, refuse_sharder
 from eadem.bind.written import SiteValue, assign
 from eadem.errors import TieBroken, Unsupported
 from eadem.maps.view import View, ViewMap
@@ -321,6 +321,7 @@ def _load(self: Any, state: Any, prefix: str, *rest: Any) -> None:
         own = self._parameters.get(attr)
         if own is not None and given.shape == own.shape:
             continue
+        refuse_full([key], link.parameters())
         assign(link, given, source=key)
         if own is None:
             del state[key]

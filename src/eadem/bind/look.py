@@ -16,7 +16,7 @@ from eadem._plan import (
     make_plan,
     resolve_group,
 )
-from eadem.bind.access import base_class
+from eadem.bind.access import base_class, computed
 from eadem.bind.attach import values_of
 from eadem.bind.declared import alias_ties, by_name
 from eadem.bind.group import LINKS, BoundTie, Place
@@ -31,6 +31,7 @@ from eadem.maps.view import ViewMap
 __all__ = [
     "Counts",
     "check",
+    "computed_sites",
     "counts",
     "declarations",
     "explain",
@@ -119,6 +120,18 @@ def resolved(model: nn.Module) -> Plan:
     ordered = {n: owners[n] for n in shapes if n in owners}
     groups.sort(key=lambda g: sites.order[g[0]])
     return make_plan(shapes, ordered, expressions, tuple(groups))
+
+
+def computed_sites(model: nn.Module) -> set[str]:
+    """The tied sites that are neither a parameter nor one with its axes permuted."""
+    sites = Sites(model)
+    found = set()
+    for group in sites.groups:
+        for key in group.resolved.expressions:
+            module, attr = group.places[key]
+            if computed(module.__dict__[LINKS][attr]):
+                found.add(sites.name(group.places[key]))
+    return found
 
 
 @dataclass(eq=False)

@@ -9,14 +9,14 @@ torch.distributed: where no parameter is split, it may not even be loaded.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from eadem.errors import TieBroken, Unsupported
+from eadem.errors import RecordError, TieBroken, Unsupported
 
 if TYPE_CHECKING:
     from eadem.bind.group import Link
@@ -28,6 +28,7 @@ __all__ = [
     "is_split",
     "place_split",
     "put",
+    "refuse_full",
     "refuse_sharder",
     "refuse_split",
     "wholes",
@@ -119,6 +120,17 @@ def place_split(link: Link, view: View | None, value: Any) -> None:
             f"{here.placements} here; it was now split {value.placements}. Choose styles that "
             "agree: for equal weights the same, for a transpose ColwiseParallel with "
             "RowwiseParallel"
+        )
+
+
+def refuse_full(names: Sequence[str], owners: Iterable[Tensor]) -> None:
+    """Raise RecordError where full sites are to be loaded and the free values are split."""
+    if any(map(is_split, owners)):
+        raise RecordError(
+            f"the checkpoint holds the tied sites {', '.join(names[:3])} in full, and this "
+            "model's free values are split over processes. Load it into the tied model before "
+            "that is sharded, or load its free values alone (the tied model's own state dict). "
+            "Nothing was loaded"
         )
 
 
