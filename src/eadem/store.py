@@ -77,6 +77,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises RecordError where the file cannot be written or a map not recorded, Unsupported
     where the state dict holds what safetensors cannot.
     """
+    bind.refuse_split(model.named_parameters(), "a file of the whole model")
     found, arrays = _encode(model)
     tensors = _tensors(model) | {_PREFIX + key: value for key, value in arrays.items()}
     # one entry only: safetensors writes several in no fixed order, and a file is to be

@@ -12,6 +12,7 @@ from eadem.bind.group import LINKS, ORDER, Link, Place, TieGroup, marks, set_mar
 from eadem.bind.load import load_hook
 from eadem.bind.names import Sites
 from eadem.bind.optimizers import note_dead, note_resized, revive
+from eadem.bind.split import full
 
 __all__ = ["attach", "values_of"]
 
@@ -26,7 +27,7 @@ def values_of(sites: Sites, names: Iterable[str]) -> dict[str, Tensor]:
         with torch.no_grad():
             value = module._parameters[attr] if link is None else link.compute()
         assert value is not None
-        found[name] = value.detach()
+        found[name] = full(value.detach())
     return found
 
 

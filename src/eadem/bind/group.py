@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from eadem._plan import Expression, Group, Owner
 from eadem._plan.site import Item
+from eadem.bind.split import wholes
 from eadem.errors import EademError, TieBroken, Unsupported
 from eadem.maps.base import Map, Shape
 from eadem.maps.index import Index, IndexMap
@@ -210,8 +211,12 @@ class Link:
         return [m._parameters[a] for m, a, _ in self.sources]  # type: ignore[misc]
 
     def compute(self) -> Tensor:
-        """The site's value now."""
+        """The site's value now; where its owners are split over processes, gathered."""
         thetas = self.parameters()
+        for p in thetas:
+            if type(p) is not nn.Parameter:
+                thetas = wholes(self, thetas)
+                break
         if self.direct is not None:
             return self.direct.expand(thetas[0].reshape(-1)).view(self.shape)
         outer = self.expression.outer

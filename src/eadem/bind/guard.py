@@ -92,8 +92,8 @@ def _moved(group: TieGroup, key: str, name: str) -> Unsupported:
     return group.refuse(
         Unsupported(
             f"{what}, as pruning or a re-parametrisation of this one site does: the others "
-            "would lose it. Prune first and tie what is left ('…_orig'), prune eadem.twin(model), or "
-            "untie the site"
+            "would lose it. Prune first and tie what is left ('…_orig'), prune "
+            "eadem.twin(model), or untie the site"
         )
     )
 
@@ -105,8 +105,8 @@ def refuse_script(self: nn.Module) -> nn.Module:
     raise link.group.refuse(
         Unsupported(
             f"torch.jit.script cannot follow the tie of {name!r} (its values come from "
-            f"{owners}); use torch.compile, torch.export or torch.jit.trace, which keep it, or script "
-            "eadem.twin(model), which has no ties and the same function"
+            f"{owners}); use torch.compile, torch.export or torch.jit.trace, which keep "
+            "it, or script eadem.twin(model), which has no ties and the same function"
         )
     )
 

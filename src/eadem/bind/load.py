@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from eadem._plan import first, mean, plan_of
 from eadem.bind.group import TieGroup, marks
 from eadem.bind.names import Sites
+from eadem.bind.split import refuse_full
 from eadem.bind.written import agree
 from eadem.errors import RecordError, TieConflict
 from eadem.maps.base import numel
@@ -88,6 +89,7 @@ def _settle(
                 "Nothing was loaded"
             )
         )
+    refuse_full(full_form, [p for _, p in group.owner_parameters()])
     thetas = _lifted(group, given, keys)
     return [keys[k] for k in given], {keys[o]: t for o, t in thetas.items()}
 

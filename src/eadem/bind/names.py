@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from eadem._plan.site import parse
 from eadem.bind.group import LINKS, MARK, ORDER, Place, TieGroup
+from eadem.bind.split import refuse_split
 from eadem.errors import NoSuchSite, TieBroken, Unsupported, nearest
 from eadem.maps.base import Shape
 
@@ -335,6 +336,7 @@ class Sites:
                 )
                 if p is None:
                     continue
+            refuse_split([(name, p)], "a tie")
             if not (p.dtype.is_floating_point or p.dtype.is_complex):
                 raise Unsupported(
                     f"{name!r} holds {p.dtype}; a tie learns its values, so they must be "
