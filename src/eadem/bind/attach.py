@@ -102,7 +102,7 @@ def add_site(group: TieGroup, key: str) -> None:
 
 
 def forget(sites: Sites, groups: list[TieGroup]) -> None:
-    """Take the marks of groups whose modules have left the model off the modules they are on."""
+    """Take the marks of groups whose modules have left the model off those that are there."""
     _mark(sites, groups, [])
     sites.keep(groups, [])
 

@@ -19,6 +19,9 @@ __all__ = ["FOLLOWED", "watch"]
 #: By the module whose import is waited for: the file that knows what to do then.
 FOLLOWED = {
     "peft": "eadem.integrations.peft",
+    "torchao.quantization.quant_api": "eadem.integrations.torchao",
+    "torch": "eadem.integrations.torch_quantization",
+    "torch.ao.quantization.quantize_fx": "eadem.integrations.torch_quantization",
 }
 
 
@@ -39,7 +42,7 @@ class _Finder(MetaPathFinder):
                 loader = spec.loader
                 if loader is not None and hasattr(loader, "exec_module"):
                     # on this one loader object: its class, and what it else offers, stay
-                    loader.exec_module = _then(loader.exec_module, name)  # type: ignore[method-assign]
+                    loader.exec_module = _then(loader.exec_module, name)  # type: ignore[method-assign, assignment]
                 return spec
         return None
 

@@ -13,7 +13,7 @@ import copy
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from eadem.bind import twin
 from eadem.bind.attach import forget
-from eadem.bind.group import LINKS, Place, TieGroup
+from eadem.bind.group import LINKS, Place
 from eadem.bind.names import Sites
 from eadem.bind.settle import groups_in, settle
 from eadem.errors import Unsupported
@@ -88,7 +88,7 @@ def follow() -> None:
 Method = Callable[..., Any]
 
 
-def _guard(kind: Any, guards: dict[str, Callable[[Method], Method]]) -> None:
+def _guard(kind: Any, guards: Mapping[str, Callable[[Method], Method]]) -> None:
     """Wrap methods of a class and of its subclasses, present and future, each once."""
     for name in guards:
         getattr(kind, name)
@@ -103,7 +103,7 @@ def _guard(kind: Any, guards: dict[str, Callable[[Method], Method]]) -> None:
         for below in cls.__subclasses__():
             guard(below)
 
-    def subclassed(cls: Any, **options: Any) -> None:
+    def subclassed(cls: Any, /, **options: Any) -> None:
         super(kind, cls).__init_subclass__(**options)
         guard(cls)
 
@@ -292,6 +292,12 @@ def _tuner_layers(model: nn.Module) -> list[Any]:
     return [m for m in model.modules() if isinstance(m, kind)]
 
 
+def _around(model: nn.Module, modules: set[nn.Module]) -> list[Any]:
+    """The tuner layers whose base is, or contains, one of `modules`."""
+    layers = _tuner_layers(model)
+    return [m for m in layers if not modules.isdisjoint(m.get_base_layer().modules())]
+
+
 def _over_ties(model: nn.Module) -> tuple[list[Any], list[Any]]:
     """The tuner layers over tied sites, each told its model, and the modules with a trained
     copy of a tied one.
@@ -326,7 +332,7 @@ def _partners(root: nn.Module, layer: Any) -> list[Any]:
     """The layers whose bases share a tie with the base of `layer`, and itself."""
     groups = groups_in(root, layer.get_base_layer().modules())
     tied = {p.module for g in groups for p in g.places.values()}
-    return [m for m in _tuner_layers(root) if not tied.isdisjoint(m.get_base_layer().modules())]
+    return _around(root, tied)
 
 
 def _injected(original: Method) -> Method:
@@ -367,7 +373,7 @@ def _check_saved(model: nn.Module, config: Any) -> None:
             continue
         if (
             tied_by_peft
-            and _equality(group)
+            and group.equality
             and all(any(m in inside[n] for n in hit) for m in modules)
         ):
             continue
@@ -378,11 +384,6 @@ def _check_saved(model: nn.Module, config: Any) -> None:
             "the tied parameters themselves, save the whole module that contains the tie, or "
             "untie it first with eadem.untie(model, site)"
         )
-
-
-def _equality(group: TieGroup) -> bool:
-    views = [e.outer.view() for e in group.resolved.expressions.values()]
-    return group.views and all(v.is_identity for v in views)
 
 
 def _check_targets(tuner: Any, model: nn.Module, config: Any) -> None:
