@@ -13,7 +13,7 @@ from eadem.bind.load import load_hook
 from eadem.bind.names import Sites
 from eadem.bind.optimizers import note_dead, note_resized, revive
 
-__all__ = ["attach", "forget", "values_of"]
+__all__ = ["attach", "values_of"]
 
 
 def values_of(sites: Sites, names: Iterable[str]) -> dict[str, Tensor]:
@@ -99,12 +99,6 @@ def add_site(group: TieGroup, key: str) -> None:
     if dead is not None:
         note_dead(dead, f"{key!r} now takes its value from {owners}")
     dress(module, {**contents.get(LINKS, {}), attr: group.link(key)})
-
-
-def forget(sites: Sites, groups: list[TieGroup]) -> None:
-    """Take the marks of groups whose modules have left the model off those that are there."""
-    _mark(sites, groups, [])
-    sites.keep(groups, [])
 
 
 def shrink_scope(sites: Sites, group: TieGroup, names: list[str]) -> None:

@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eadem.bind import twin
-from eadem.bind.attach import forget
+from eadem.bind import twin, untie
 from eadem.bind.group import LINKS, Place
 from eadem.bind.names import Sites
 from eadem.bind.settle import groups_in, settle
@@ -163,25 +162,27 @@ def _of_model(original: Method) -> Method:
 
 
 def _left(original: Method) -> Method:
-    """Whatever takes adapters off a model: ties among their own parameters go with them."""
+    """Whatever takes adapters off a model: their own parameters leave their ties before."""
 
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(original).bind(self, *args, **kwargs).arguments
+        only = given.get("adapter_name")
         inside = {
             below
             for m in _tuner_layers(self.model)
             for below in {*m.modules()} - {*m.get_base_layer().modules()}
         }
-        before = [
-            g
-            for g in Sites(self.model).groups
+        sites = Sites(self.model)
+        leaving = [
+            name
+            for g in sites.groups
             if inside.issuperset(p.module for p in g.places.values())
+            for name in sites.named(g).values()
+            if only is None or only in name.split(".")
         ]
-        found = original(self, *args, **kwargs)
-        here = {*self.model.modules()}
-        gone = [g for g in before if here.isdisjoint(p.module for p in g.places.values())]
-        if gone:
-            forget(Sites(self.model), gone)
-        return found
+        if leaving:
+            untie(self.model, *leaving)
+        return original(self, *args, **kwargs)
 
     return run
 
