@@ -22,6 +22,7 @@ from .errors import TieBroken as TieBroken
 from .errors import TieConflict as TieConflict
 from .errors import TooLarge as TooLarge
 from .errors import Unsupported as Unsupported
+from .integrations.on_import import watch as _watch
 
 if _TYPE_CHECKING:
     from .bind import Counts as Counts
@@ -150,3 +151,6 @@ def __getattr__(name: str) -> _Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_NAMES, *_ROOMS})
+
+
+_watch()

@@ -268,7 +268,7 @@ def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
     if not inside:
         _alone(self, links, memo)
     kind: Any = type(self) if inside else base_class(self)
-    new = kind.__new__(kind)
+    new = object.__new__(kind)
     memo[id(self)] = new
     if inside:
         for key, value in self.__dict__.items():
@@ -333,9 +333,13 @@ def _reduce(self: Any, protocol: Any) -> Any:
 
 def _rebuild(base: type[nn.Module], specs: tuple[Spec, ...]) -> nn.Module:
     hashable: Any = base
-    kind: Any = _dressed_class(hashable, specs)
-    rebuilt: nn.Module = kind.__new__(kind)
+    rebuilt: nn.Module = object.__new__(_dressed_class(hashable, specs))
     return rebuilt
+
+
+def _new(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    """`type(module)(...)` makes another module of that class, which is tied to nothing."""
+    return cls._eadem_class[0](*args, **kwargs)
 
 
 def _load(self: Any, state: Any, prefix: str, *rest: Any) -> None:
@@ -379,6 +383,7 @@ def _dressed_class(base: Any, specs: tuple[Spec, ...]) -> Any:
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
+        "__new__": _new,
         "__setattr__": _set,
         "__delattr__": _delete,
         "__deepcopy__": _deepcopy,

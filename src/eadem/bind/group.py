@@ -110,6 +110,14 @@ class TieGroup:
         del self.refusals[:-REFUSALS]
         return error
 
+    @property
+    def equality(self) -> bool:
+        """Whether every site is one and the same parameter."""
+        return self.views and all(
+            e.outer.view().is_identity  # type: ignore[attr-defined]
+            for e in self.resolved.expressions.values()
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         derived = ("keys", "views", "refusals")
         return {k: v for k, v in self.__dict__.items() if k not in derived}
@@ -166,7 +174,7 @@ class TieGroup:
 class Link:
     """One derived site on its module: where its value comes from."""
 
-    __slots__ = ("direct", "expression", "group", "key", "like", "shape", "sources")
+    __slots__ = ("direct", "expression", "group", "key", "like", "same", "shape", "sources")
 
     def __init__(
         self,
@@ -188,9 +196,16 @@ class Link:
         for _, _, owner in self.sources:
             if owner.source is not None:
                 owner.source.ready()
+        plain = len(self.sources) == 1 and self.sources[0][2].source is None
+        #: whether the site is its owner's parameter, of whatever kind (it may be quantised)
+        self.same = (
+            plain
+            and self.sources[0][2].whole
+            and isinstance(outer, ViewMap)
+            and outer.view().is_identity
+        )
         #: a site picked from one parameter, without a source: its prepared coordinates
         self.direct: Index | None = None
-        plain = len(self.sources) == 1 and self.sources[0][2].source is None
         if plain and isinstance(outer, IndexMap) and not isinstance(outer, ViewMap):
             self.direct = outer.index()
 
@@ -217,6 +232,8 @@ class Link:
             if type(p) is not nn.Parameter:
                 thetas = wholes(self, thetas)
                 break
+        if self.same:
+            return thetas[0]
         if self.direct is not None:
             return self.direct.expand(thetas[0].reshape(-1)).view(self.shape)
         outer = self.expression.outer
@@ -229,7 +246,7 @@ class Link:
         return outer.expand(torch.cat([r.reshape(-1) for r in roots]))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in self.__slots__ if k != "direct"}
+        return {k: getattr(self, k) for k in self.__slots__ if k not in ("direct", "same")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for k, v in state.items():

@@ -19,7 +19,6 @@ from eadem._plan import first
 from eadem.bind.split import full, put
 from eadem.errors import TieBroken
 from eadem.maps.base import LinearMap, Map
-from eadem.maps.view import ViewMap
 
 if TYPE_CHECKING:
     from eadem._plan import Owner
@@ -235,14 +234,7 @@ def assign(link: Link, value: Any, source: str | None = None) -> None:
             )
         )
     outer = link.expression.outer
-    equal = (
-        len(link.sources) == 1
-        and isinstance(outer, ViewMap)
-        and outer.view().is_identity
-        and link.sources[0][2].source is None
-        and link.sources[0][2].whole
-    )
-    if equal:
+    if link.same:
         module, attr, _ = link.sources[0]
         held = module._parameters[attr]
         if value is held:
