@@ -62,12 +62,14 @@ def attach(
             _store(place.module, place.attr, value.clone(), requires, name)
     for group in new:
         requires = _requires_grad_before(group, learned)
+        # an alias that is adopted holds the owner's own parameter, which lives on
+        owners = {id(group.places[o].parameter) for o in group.resolved.owners}
         for key in group.places:
             module, attr = group.places[key]
             owner = group.resolved.owners.get(key)
             if owner is None:
                 dead = module._parameters.pop(attr, None)
-                if dead is not None:
+                if dead is not None and id(dead) not in owners:
                     e = group.resolved.expressions[key]
                     note_dead(dead, f"{key!r} now takes its value from {list(e.owners)}")
             else:

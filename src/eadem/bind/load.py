@@ -12,11 +12,15 @@ from eadem.bind.group import TieGroup, marks
 from eadem.bind.names import Sites
 from eadem.bind.written import agree
 from eadem.errors import RecordError, TieConflict
-from eadem.maps.base import numel
+from eadem.maps.base import numel, on_cpu
 
-__all__ = ["load_hook"]
+__all__ = ["ARRAYS", "load_hook"]
+
+#: What the keys of a record's arrays begin with, where they are stored beside θ.
+ARRAYS = "eadem/"
 
 
+@on_cpu()
 def load_hook(
     module: nn.Module,
     state: dict[str, Any],
@@ -30,7 +34,8 @@ def load_hook(
     """State-dict pre-hook of a module that contains whole groups.
 
     For each tie a checkpoint may hold θ (as this model writes it) or the sites in full (as
-    the untied model does); in full, they are lifted. Raises TieConflict where they disagree,
+    the untied model does); in full, they are lifted. A record's arrays beside them are passed
+    over: a model that is tied has them. Raises TieConflict where the sites disagree,
     RecordError where one tie mixes both forms.
     """
     groups = marks(module)
@@ -42,6 +47,8 @@ def load_hook(
         keys = {k: prefix + names[p] for k, p in group.places.items() if p in names}
         if len(keys) == len(group.places):
             changes.append(_settle(group, state, keys))
+    for key in [k for k in state if k.startswith(ARRAYS)]:
+        del state[key]
     for drop, thetas in changes:
         for key in drop:
             state.pop(key, None)

@@ -21,9 +21,11 @@ from eadem.bind.declared import alias_ties, by_name, resolve_ties
 from eadem.bind.group import BoundEntry, BoundTie
 from eadem.bind.names import Sites
 from eadem.errors import NoSuchSite, nearest
+from eadem.maps.base import on_cpu
 from eadem.maps.view import ViewMap
 
 
+@on_cpu()
 def untie(model: nn.Module, *sites: str) -> nn.Module:
     """Take sites out of their ties (all ties without names). Values stay; parameters become
     independent. Returns the model.

@@ -1,0 +1,1 @@
+"""What keeps ties where another library saves, loads or moves a model: one file a library."""
