@@ -13,11 +13,15 @@ from eadem.bind.names import Sites
 from eadem.bind.split import refuse_full
 from eadem.bind.written import agree
 from eadem.errors import RecordError, TieConflict
-from eadem.maps.base import numel
+from eadem.maps.base import numel, on_cpu
 
-__all__ = ["lifted", "load_hook"]
+__all__ = ["ARRAYS", "lifted", "load_hook"]
+
+#: What the keys of a record's arrays begin with, where they are stored beside θ.
+ARRAYS = "eadem/"
 
 
+@on_cpu()
 def load_hook(
     module: nn.Module,
     state: dict[str, Any],
@@ -31,7 +35,8 @@ def load_hook(
     """State-dict pre-hook of a module that contains whole groups.
 
     For each tie a checkpoint may hold θ (as this model writes it) or the sites in full (as
-    the untied model does); in full, they are lifted. Raises TieConflict where they disagree,
+    the untied model does); in full, they are lifted. A record's arrays beside them are passed
+    over: a model that is tied has them. Raises TieConflict where the sites disagree,
     RecordError where one tie mixes both forms.
     """
     groups = marks(module)
@@ -43,6 +48,8 @@ def load_hook(
         keys = {k: prefix + names[p] for k, p in group.places.items() if p in names}
         if len(keys) == len(group.places):
             changes.append(_settle(group, state, keys))
+    for key in [k for k in state if k.startswith(ARRAYS)]:
+        del state[key]
     for drop, thetas in changes:
         for key in drop:
             state.pop(key, None)
@@ -96,9 +103,9 @@ def _settle(
         raise group.refuse(
             TieConflict(
                 f"the checkpoint's values for the tied sites {sites} disagree: the largest "
-                f"difference is {worst[0]:.6g}, at {keys[worst[1]]!r}. Nothing was loaded; load "
-                "them into an untied model and tie it with start='mean', or untie this one "
-                "first"
+                f"difference is {worst[0]:.6g}, at {keys[worst[1]]!r}. Nothing was loaded; "
+                "load them into an untied model and tie it with start='mean', or untie this "
+                "one first"
             )
         )
     return [keys[k] for k in given], {keys[o]: t for o, t in thetas.items()}

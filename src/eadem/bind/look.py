@@ -24,7 +24,7 @@ from eadem.bind.names import Sites
 from eadem.bind.split import full, is_split, put
 from eadem.bind.ties import Tie
 from eadem.errors import ShapeError, TieBroken
-from eadem.maps.base import LinearMap, Map, Shape, numel
+from eadem.maps.base import LinearMap, Map, Shape, numel, on_cpu
 from eadem.maps.index import Indexed, Reshape
 from eadem.maps.view import ViewMap
 
@@ -84,6 +84,7 @@ def _all(sites: Sites) -> list[tuple[Declaration, BoundTie]]:
     return found + alias_ties(sites)
 
 
+@on_cpu()
 def resolved(model: nn.Module) -> Plan:
     """The whole model's plan: θ (every parameter, flat) → W (every site, flat).
 
@@ -197,6 +198,7 @@ class Counts:
     expanded: int
 
 
+@on_cpu()
 def counts(model: nn.Module) -> Counts:
     """How many values are free, stored and used.
 
