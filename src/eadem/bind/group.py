@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from eadem._plan import Expression, Group, Owner
 from eadem._plan.site import Item
+from eadem.bind.split import wholes
 from eadem.errors import EademError, TieBroken, Unsupported
 from eadem.maps.base import Map, Shape
 from eadem.maps.index import Index, IndexMap
-from eadem.maps.view import Viewed, ViewMap
+from eadem.maps.view import Same, Viewed, ViewMap
 
-__all__ = ["BoundEntry", "BoundTie", "Link", "Mark", "Place", "TieGroup", "marks"]
+__all__ = ["BoundEntry", "BoundTie", "Link", "Mark", "Place", "TieGroup", "living", "marks"]
 
 #: Key in a module's `__dict__` for the groups that it contains.
 MARK = "_eadem_scope"
@@ -79,6 +80,9 @@ class TieGroup:
     resolved: Group
     scope: list[nn.Module] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        _living.add(self)
+
     @cached_property
     def keys(self) -> dict[Place, str]:
         """The key of every place."""
@@ -106,9 +110,21 @@ class TieGroup:
         del self.refusals[:-REFUSALS]
         return error
 
+    @property
+    def equality(self) -> bool:
+        """Whether every site is one and the same parameter."""
+        return self.views and all(
+            e.outer.view().is_identity  # type: ignore[attr-defined]
+            for e in self.resolved.expressions.values()
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         derived = ("keys", "views", "refusals")
         return {k: v for k, v in self.__dict__.items() if k not in derived}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _living.add(self)
 
     def owner_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters that hold free values; raises TieBroken for one taken away."""
@@ -124,9 +140,20 @@ class TieGroup:
                 )
             yield key, found
 
+    @property
+    def bound(self) -> Iterator[str]:
+        """The sites whose modules carry a link: those that other parameters have a say in.
+        An owner of all its values is one of them where it is not the only owner.
+        """
+        for key in self.places:
+            if key in self.resolved.expressions or len(self.resolved.owners) > 1:
+                yield key
+
     def link(self, key: str) -> Link:
-        """How the site `key` is computed."""
-        e = self.resolved.expressions[key]
+        """How the value of the site `key` comes about."""
+        e = self.resolved.expressions.get(key)
+        if e is None:
+            e = Expression((key,), Same().bind(self.shapes[key]))
         sources = [(*self.places[o], self.resolved.owners[o]) for o in e.owners]
         return Link(self, key, e, sources, self.shapes[key])
 
@@ -147,7 +174,7 @@ class TieGroup:
 class Link:
     """One derived site on its module: where its value comes from."""
 
-    __slots__ = ("direct", "expression", "group", "key", "like", "shape", "sources")
+    __slots__ = ("direct", "expression", "group", "key", "like", "same", "shape", "sources")
 
     def __init__(
         self,
@@ -169,9 +196,16 @@ class Link:
         for _, _, owner in self.sources:
             if owner.source is not None:
                 owner.source.ready()
+        plain = len(self.sources) == 1 and self.sources[0][2].source is None
+        #: whether the site is its owner's parameter, of whatever kind (it may be quantised)
+        self.same = (
+            plain
+            and self.sources[0][2].whole
+            and isinstance(outer, ViewMap)
+            and outer.view().is_identity
+        )
         #: a site picked from one parameter, without a source: its prepared coordinates
         self.direct: Index | None = None
-        plain = len(self.sources) == 1 and self.sources[0][2].source is None
         if plain and isinstance(outer, IndexMap) and not isinstance(outer, ViewMap):
             self.direct = outer.index()
 
@@ -192,8 +226,14 @@ class Link:
         return [m._parameters[a] for m, a, _ in self.sources]  # type: ignore[misc]
 
     def compute(self) -> Tensor:
-        """The site's value now."""
+        """The site's value now; where its owners are split over processes, gathered."""
         thetas = self.parameters()
+        for p in thetas:
+            if type(p) is not nn.Parameter:
+                thetas = wholes(self, thetas)
+                break
+        if self.same:
+            return thetas[0]
         if self.direct is not None:
             return self.direct.expand(thetas[0].reshape(-1)).view(self.shape)
         outer = self.expression.outer
@@ -206,12 +246,22 @@ class Link:
         return outer.expand(torch.cat([r.reshape(-1) for r in roots]))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in self.__slots__ if k != "direct"}
+        return {k: getattr(self, k) for k in self.__slots__ if k not in ("direct", "same")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for k, v in state.items():
             setattr(self, k, v)
         self.ready()
+
+
+_living: WeakSet[TieGroup] = WeakSet()
+
+
+def living() -> Iterator[TieGroup]:
+    """The groups that are on some module now, of whatever model."""
+    for group in list(_living):
+        if any(g is group for m in group.scope for g in marks(m)):
+            yield group
 
 
 class _Token:
@@ -236,7 +286,7 @@ def refuse_alone(link: Link) -> None:
     if not _tokens:
         raise link.group.refuse(
             Unsupported(
-                f"{link.key!r} takes its value from a parameter elsewhere and cannot be "
+                f"{link.key!r} is tied to a parameter elsewhere and cannot be "
                 "pickled alone; pickle a module that contains the whole tie, or copy.deepcopy "
                 "the part first (the copy is independent)"
             )
