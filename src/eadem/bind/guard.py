@@ -28,8 +28,11 @@ def known_as(link: Link, model: nn.Module | None = None) -> tuple[str, str]:
     """
     places = link.group.places
     names = {} if model is None else Sites(model).names
+    name = names.get(places[link.key], link.key)
     owners = [repr(names.get(places[o], o)) for o in link.expression.owners]
-    return names.get(places[link.key], link.key), ", ".join(owners) or "a constant"
+    if owners == [repr(name)]:
+        return name, "fewer values of its own"
+    return name, ", ".join(owners) or "a constant"
 
 
 def freeze(base: type[nn.Module], self: nn.Module, requires_grad: bool) -> None:
@@ -87,11 +90,10 @@ register_module_parameter_registration_hook(_refuse_to_move)
 
 
 def _moved(key: str, name: str, sites: list[str]) -> Unsupported:
-    what = f"{key!r} is tied ({_some(sites)}) and cannot be moved to {name!r}"
     return Unsupported(
-        f"{what}, as pruning or a re-parametrisation of this one site does: the others would "
-        "lose it. Prune first and tie what is left ('…_orig'), prune eadem.twin(model), or "
-        "untie the site"
+        f"{key!r} is tied ({_some(sites)}) and cannot be moved to {name!r}: pruning or "
+        "re-parametrising this one site would undo the tie. Prune first and tie what is left "
+        f"({name!r} at every site), prune eadem.twin(model), or untie the site"
     )
 
 
