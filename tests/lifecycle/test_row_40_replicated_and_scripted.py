@@ -1,4 +1,4 @@
-"""Row 40: replicating and scripting are refused before they change anything; a trace is kept."""
+"""Row 40: replicating and scripting are refused before they change anything; tracing works."""
 
 import importlib
 import io

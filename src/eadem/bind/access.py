@@ -206,7 +206,9 @@ def _set(self: Any, name: str, value: Any) -> None:
 def _delete(self: Any, name: str) -> None:
     link = self.__dict__.get(LINKS, {}).get(name)
     if link is not None:
-        raise TieBroken(f"{link.key!r} is tied and cannot be deleted; untie it first")
+        raise link.group.refuse(
+            TieBroken(f"{link.key!r} is tied and cannot be deleted; untie it first")
+        )
     base_class(self).__delattr__(self, name)
 
 
@@ -240,6 +242,8 @@ def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
     inside = all(
         any(m is self or id(m) in memo for m in link.group.scope) for link in links.values()
     )
+    if not inside:
+        _alone(self, links, memo)
     kind: Any = type(self) if inside else base_class(self)
     new = kind.__new__(kind)
     memo[id(self)] = new
@@ -267,6 +271,28 @@ def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
     return new
 
 
+def _alone(module: nn.Module, links: dict[str, Link], memo: dict[int, Any]) -> None:
+    """Raise Unsupported where a copy takes several sites of a tie, but not all of them."""
+    for link in links.values():
+        if link.key not in link.group.resolved.expressions:
+            continue  # its values are its own
+        if any(m is module or id(m) in memo for m in link.group.scope):
+            continue
+        others = [
+            k
+            for k, p in link.group.places.items()
+            if k != link.key and (p.module is module or id(p.module) in memo)
+        ]
+        if others:
+            raise link.group.refuse(
+                Unsupported(
+                    f"this copy takes {others[0]!r} and {link.key!r}, but not all of their "
+                    "tie, which it would lose; copy a module that contains the whole tie and "
+                    "take the part from the copy, or untie first"
+                )
+            )
+
+
 def _ordered(module: nn.Module) -> list[str]:
     names = list(module.__dict__.get(ORDER, ()))
     return names + [a for a in module._parameters if a not in names]
@@ -275,7 +301,7 @@ def _ordered(module: nn.Module) -> list[str]:
 def _reduce(self: Any, protocol: Any) -> Any:
     link = next(iter(self.__dict__[LINKS].values()))
     if not any(m is self for m in link.group.scope):
-        refuse_alone(repr(link.key))
+        refuse_alone(link)
     state = self.__dict__
     if getattr(base_class(self), "__getstate__", None) is not getattr(
         object, "__getstate__", None
@@ -292,12 +318,13 @@ def _rebuild(base: type[nn.Module], specs: tuple[Spec, ...]) -> nn.Module:
 
 
 def _load(self: Any, state: Any, prefix: str, *rest: Any) -> None:
-    # Whole groups are settled by the hook on the module that contains them (bind/load.py).
-    # What is left here is a load of this one module: a derived site in full.
+    # Whole groups are settled by the hook on the module that contains them (bind/load.py),
+    # which may be this one, and then runs only after this. What is left here is a load of
+    # this one module without the rest of its group: a derived site in full.
     for attr, link in self.__dict__[LINKS].items():
         key = prefix + attr
         given = state.get(key)
-        if given is None:
+        if given is None or any(m is self for m in link.group.scope):
             continue
         own = self._parameters.get(attr)
         if own is not None and given.shape == own.shape:

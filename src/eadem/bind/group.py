@@ -11,7 +11,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakSet
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from eadem._plan import Expression, Group, Owner
 from eadem._plan.site import Item
-from eadem.errors import TieBroken, Unsupported
+from eadem.errors import EademError, TieBroken, Unsupported
 from eadem.maps.base import Map, Shape
 from eadem.maps.index import Index, IndexMap
 from eadem.maps.view import Same, Viewed, ViewMap
@@ -32,6 +32,10 @@ MARK = "_eadem_scope"
 LINKS = "_eadem_sites"
 #: Key in a module's `__dict__` for the order its parameters had before any tie.
 ORDER = "_eadem_order"
+#: How many refusals a group remembers.
+REFUSALS = 3
+
+Refusal = TypeVar("Refusal", bound=EademError)
 
 
 class Place(NamedTuple):
@@ -92,8 +96,22 @@ class TieGroup:
             isinstance(e.outer, Viewed) for e in derived
         )
 
+    @cached_property
+    def refusals(self) -> list[str]:
+        """What was refused over these ties in this process, latest last."""
+        return []
+
+    def refuse(self, error: Refusal) -> Refusal:
+        """Note an error that is about to be raised over these ties, so that `explain` can
+        repeat it where the user sees it late or not at all.
+        """
+        self.refusals.append(f"{type(error).__name__}: {error}")
+        del self.refusals[:-REFUSALS]
+        return error
+
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("keys", "views")}
+        derived = ("keys", "views", "refusals")
+        return {k: v for k, v in self.__dict__.items() if k not in derived}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -104,9 +122,12 @@ class TieGroup:
         for key in self.resolved.owners:
             found = self.places[key].parameter
             if found is None:
-                raise TieBroken(
-                    f"the parameter {key!r}, which holds the free values of a tie, is gone: "
-                    "something deleted it or set it to None; untie before removing a parameter"
+                raise self.refuse(
+                    TieBroken(
+                        f"the parameter {key!r}, which holds the free values of a tie, is "
+                        "gone: something deleted it or set it to None; untie before removing "
+                        "a parameter"
+                    )
                 )
             yield key, found
 
@@ -236,15 +257,17 @@ class _Token:
 _tokens: WeakSet[_Token] = WeakSet()
 
 
-def refuse_alone(what: str) -> None:
+def refuse_alone(link: Link) -> None:
     """Raise Unsupported unless a whole group is being pickled: a derived site pickled alone
     would drag its owner along unseen.
     """
     if not _tokens:
-        raise Unsupported(
-            f"{what} is tied to a parameter elsewhere and cannot be pickled alone; "
-            "pickle a module that contains the whole tie, or copy.deepcopy the part first "
-            "(the copy is independent)"
+        raise link.group.refuse(
+            Unsupported(
+                f"{link.key!r} is tied to a parameter elsewhere and cannot be pickled alone; "
+                "pickle a module that contains the whole tie, or copy.deepcopy "
+                "the part first (the copy is independent)"
+            )
         )
 
 
@@ -259,8 +282,15 @@ class Mark:
     def __deepcopy__(self, memo: dict[int, Any]) -> Mark:
         new = Mark([])
         memo[id(self)] = new
-        copies = [copy.deepcopy(g, memo) for g in self.groups]
-        new.groups = [g for g in copies if g is not None]
+        for group in self.groups:
+            copied = copy.deepcopy(group, memo)
+            if copied is None:
+                continue
+            new.groups.append(copied)
+            # the module that carries this mark may be copied after the group was
+            here = next(m for m in group.scope if m.__dict__.get(MARK) is self)
+            if not any(m is memo[id(here)] for m in copied.scope):
+                copied.scope.append(memo[id(here)])
         return new
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -71,7 +71,7 @@ def register(base: type[nn.Module], self: nn.Module, name: str, param: Any) -> N
     if link is not None and isinstance(param, Tensor):
         is_theta = any(p is param for p in link.parameters())
         if is_theta or not isinstance(param, nn.Parameter):
-            raise _moved(link.key, name, list(link.group.places))
+            raise _moved(link.group, link.key, name)
     base.register_parameter(self, name, param)
 
 
@@ -83,36 +83,44 @@ def _refuse_to_move(module: nn.Module, name: str, param: nn.Parameter) -> None:
     for group in living():
         key = group.keys.get(Place(module, attr))
         if key is not None:
-            raise _moved(key, name, list(group.places))
+            raise _moved(group, key, name)
 
 
 register_module_parameter_registration_hook(_refuse_to_move)
 
 
-def _moved(key: str, name: str, sites: list[str]) -> Unsupported:
-    return Unsupported(
-        f"{key!r} is tied ({_some(sites)}) and cannot be moved to {name!r}: pruning or "
-        "re-parametrising this one site would undo the tie. Prune first and tie what is left "
-        f"({name!r} at every site), prune eadem.twin(model), or untie the site"
+def _moved(group: TieGroup, key: str, name: str) -> Unsupported:
+    return group.refuse(
+        Unsupported(
+            f"{key!r} is tied ({_some(list(group.places))}) and cannot be moved to {name!r}: "
+            "pruning or re-parametrising this one site would undo the tie. Prune first and tie "
+            f"what is left ({name!r} at every site), prune eadem.twin(model), or untie the site"
+        )
     )
 
 
 def refuse_script(self: nn.Module) -> nn.Module:
     """`torch.jit.script` copies modules attribute by attribute, generated ones not at all."""
-    name, owners = known_as(next(iter(self.__dict__[LINKS].values())))
-    raise Unsupported(
-        f"torch.jit.script cannot follow the tie of {name!r} (its values come from {owners}); "
-        "use torch.compile, torch.export or torch.jit.trace, which keep it, or script "
-        "eadem.twin(model), which has no ties and the same function"
+    link = next(iter(self.__dict__[LINKS].values()))
+    name, owners = known_as(link)
+    raise link.group.refuse(
+        Unsupported(
+            f"torch.jit.script cannot follow the tie of {name!r} (its values come from {owners}); "
+            "use torch.compile, torch.export or torch.jit.trace, which keep it, or script "
+            "eadem.twin(model), which has no ties and the same function"
+        )
     )
 
 
 def refuse_replicas(self: nn.Module) -> nn.Module:
     """`DataParallel` copies modules one by one."""
-    name, owners = known_as(next(iter(self.__dict__[LINKS].values())))
-    raise Unsupported(
-        f"DataParallel copies modules one by one, and {name!r} would lose its tie to {owners}; "
-        "use DistributedDataParallel"
+    link = next(iter(self.__dict__[LINKS].values()))
+    name, owners = known_as(link)
+    raise link.group.refuse(
+        Unsupported(
+            f"DataParallel copies modules one by one, and {name!r} would lose its tie to {owners}; "
+            "use DistributedDataParallel"
+        )
     )
 
 

@@ -72,17 +72,21 @@ def _settle(
             wanted = f"{group.shapes[key]}"
             if owner is not None and owner.shape != group.shapes[key]:
                 wanted += f" (the site) or {owner.shape} (its free values)"
-            raise RecordError(
-                f"the checkpoint holds {name!r} with shape {shape}; its tie wants {wanted}. "
-                "Nothing was loaded"
+            raise group.refuse(
+                RecordError(
+                    f"the checkpoint holds {name!r} with shape {shape}; its tie wants "
+                    f"{wanted}. Nothing was loaded"
+                )
             )
     if not full_form:
         return [], {}
     if theta_form:
-        raise RecordError(
-            f"the checkpoint mixes free values ({', '.join(theta_form[:3])}) and full sites "
-            f"({', '.join(full_form[:3])}) of one tie; save it whole in one form. Nothing was "
-            "loaded"
+        raise group.refuse(
+            RecordError(
+                f"the checkpoint mixes free values ({', '.join(theta_form[:3])}) and full "
+                f"sites ({', '.join(full_form[:3])}) of one tie; save it whole in one form. "
+                "Nothing was loaded"
+            )
         )
     thetas = _lifted(group, given, keys)
     return [keys[k] for k in given], {keys[o]: t for o, t in thetas.items()}
@@ -118,10 +122,12 @@ def _lifted(
             worst = (away, keys[key])
     if worst is not None:
         sites = ", ".join(list(keys.values())[:4])
-        raise TieConflict(
-            f"the checkpoint's values for the tied sites {sites} disagree: the largest "
-            f"difference is {worst[0]:.6g}, at {worst[1]!r}. Nothing was loaded; load them "
-            "into an untied model and tie it with start='mean', or untie this one first"
+        raise group.refuse(
+            TieConflict(
+                f"the checkpoint's values for the tied sites {sites} disagree: the largest "
+                f"difference is {worst[0]:.6g}, at {worst[1]!r}. Nothing was loaded; load them "
+                "into an untied model and tie it with start='mean', or untie this one first"
+            )
         )
     return thetas
 

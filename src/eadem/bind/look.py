@@ -204,7 +204,10 @@ def check(model: nn.Module) -> None:
 
 
 def explain(model: nn.Module, site: str) -> str:
-    """Where a site's value comes from, in words.
+    """Where a site's value comes from, in words: the owner, the maps on the way, the ties
+    that say so, and what was lately refused because of them.
+
+    Raises NoSuchSite.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     >>> import eadem
@@ -236,6 +239,7 @@ def explain(model: nn.Module, site: str) -> str:
             d = by_name(bound, names)
             if name in d.names:
                 lines.append(f"  declared: {d}")
+        lines += [f"  refused: {why}" for why in group.refusals]
         return "\n".join(lines)
     if name in sites.aliases:
         return f"{name} is the same parameter as {sites.aliases[name]} (the model's own alias)"

@@ -74,7 +74,7 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> No
         if len(group.resolved.owners) > 1:
             owners = _owners(group)
             if any(id(p) in where for _, p in owners):
-                _unsplit(owners, [optimizer], where)
+                _unsplit(group, owners, [optimizer], where)
     optimizer.__dict__[SEEN] = now
 
 
@@ -142,27 +142,31 @@ def _stale(optimizer: torch.optim.Optimizer, p: Tensor) -> list[str]:
 
 def _refuse_value(kind: str, value: Tensor) -> None:
     """Raise TieBroken for a value that was read at a site: it has no step to take."""
+    group: TieGroup | None
     if is_watched(value):
         assert isinstance(value, SiteValue)
         link = value._link
-        what, owners = repr(link.key), ", ".join(link.expression.owners)
+        group, reads, owners = link.group, [link.key], list(link.expression.owners)
     else:
         base = value._base
         group = next((g for g in living() for _, p in _owners(g) if p is base), None)
         if base is None or group is None:
             return
-        owners = next(n for n, p in _owners(group) if p is base)
-        reads = [k for k, e in group.resolved.expressions.items() if owners in e.owners]
-        what = " or ".join(repr(k) for k in reads if group.shapes[k] == tuple(value.shape))
-        what = what or f"a part of {owners!r}"
-    raise TieBroken(
-        f"{kind} was given the value read at {what}, which is tied and no parameter: it would "
-        f"never change. Its free values are in {owners or 'no parameter: it is constant'}; "
-        "give the optimizer the tie's .thetas, or model.parameters()"
+        owners = [n for n, p in _owners(group) if p is base]
+        known = group.resolved.expressions.items()
+        reads = [k for k, e in known if owners[0] in e.owners] or owners
+    raise group.refuse(
+        TieBroken(
+            f"{kind} was given the value read at {' or '.join(repr(k) for k in reads)}, which "
+            "is tied and no parameter: it would never change. Its free values are in "
+            f"{', '.join(owners) or 'no parameter: it is constant'}; give the optimizer the "
+            "tie's .thetas, or model.parameters()"
+        )
     )
 
 
 def _unsplit(
+    group: TieGroup,
     owners: Sequence[tuple[str, nn.Parameter]],
     optimizers: Sequence[torch.optim.Optimizer],
     where: Mapping[int, Where],
@@ -184,9 +188,11 @@ def _unsplit(
             + ("none" if at is None else f"optimizer {at[0]} group {at[1]}")
             for at, names in found
         )
-        raise TieBroken(
-            f"the free values of one tie are split over optimizers or groups: {parts}. "
-            "One tie follows one rule; put them together"
+        raise group.refuse(
+            TieBroken(
+                f"the free values of one tie are split over optimizers or groups: {parts}. "
+                "One tie follows one rule; put them together"
+            )
         )
 
 
@@ -239,4 +245,4 @@ def check_optimizers(model: nn.Module, *optimizers: torch.optim.Optimizer) -> No
                 f"no optimizer steps {', '.join(wanted)}, where a tie has its free values; "
                 "add it, or freeze it with requires_grad_(False)"
             )
-        _unsplit(owners, optimizers, where)
+        _unsplit(group, owners, optimizers, where)

@@ -175,9 +175,11 @@ def _write(link: Link, value: Tensor, drawn: bool) -> None:
         ok, away = agree(plain.reshape(-1)[changed], after.reshape(-1)[changed])
         if not ok:
             _restore(plain, before)
-            raise TieBroken(
-                f"the values written at {link.key!r} do not satisfy its tie (largest "
-                f"difference {away:.3g}); write values that do, or untie the site first"
+            raise link.group.refuse(
+                TieBroken(
+                    f"the values written at {link.key!r} do not satisfy its tie (largest "
+                    f"difference {away:.3g}); write values that do, or untie the site first"
+                )
             )
     for (key, _), p in _owners(link):
         p.copy_(thetas[key])
@@ -216,17 +218,21 @@ def assign(link: Link, value: Any, source: str | None = None) -> None:
     """`module.attr = value` at a derived site: θ takes the value, or it raises."""
     name = source or link.key
     if not isinstance(value, Tensor):
-        raise TieBroken(
-            f"{name!r} is tied and was assigned {type(value).__name__}; untie it first"
+        raise link.group.refuse(
+            TieBroken(
+                f"{name!r} is tied and was assigned {type(value).__name__}; untie it first"
+            )
         )
     if not isinstance(value, nn.Parameter) and (
         value.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(value)
     ):
-        raise TieBroken(
-            f"{name!r} is tied (its values come from "
-            f"{', '.join(link.expression.owners) or 'a constant'}); a value that is to be "
-            "differentiated cannot stand in for it. Give functional_call the free values by "
-            "their own names, or use eadem.twin(model)"
+        raise link.group.refuse(
+            TieBroken(
+                f"{name!r} is tied (its values come from "
+                f"{', '.join(link.expression.owners) or 'a constant'}); a value that is to be "
+                "differentiated cannot stand in for it. Give functional_call the free values "
+                "by their own names, or use eadem.twin(model)"
+            )
         )
     outer = link.expression.outer
     equal = (
@@ -246,10 +252,12 @@ def assign(link: Link, value: Any, source: str | None = None) -> None:
             return
     if tuple(value.shape) != link.shape:
         owners = ", ".join(link.expression.owners) or "a constant"
-        raise TieBroken(
-            f"{name!r} is tied (its values come from {owners}) and has shape {link.shape}; it "
-            f"was given shape {tuple(value.shape)}. Assign a tensor of its shape, resize the "
-            "owner, or untie it first"
+        raise link.group.refuse(
+            TieBroken(
+                f"{name!r} is tied (its values come from {owners}) and has shape {link.shape}; "
+                f"it was given shape {tuple(value.shape)}. Assign a tensor of its shape, "
+                "resize the owner, or untie it first"
+            )
         )
     known = first(link.group.resolved, {link.key: value.detach()}, _held(link))
     thetas = {k: known.thetas[k].to(p) for (k, _), p in _owners(link)}
@@ -257,9 +265,11 @@ def assign(link: Link, value: Any, source: str | None = None) -> None:
     joined = torch.cat(roots) if roots else value.new_zeros(0)
     ok, away = agree(value.detach(), outer.expand(joined.reshape(outer.in_shape)))
     if not ok:
-        raise TieBroken(
-            f"the values given to {name!r} do not satisfy its tie (largest difference "
-            f"{away:.3g}); give values that do, or untie the site first"
+        raise link.group.refuse(
+            TieBroken(
+                f"the values given to {name!r} do not satisfy its tie (largest difference "
+                f"{away:.3g}); give values that do, or untie the site first"
+            )
         )
     for (key, _), p in _owners(link):
         p.copy_(thetas[key])
