@@ -209,3 +209,15 @@ def test_a_parameter_beside_a_site_is_registered_as_ever() -> None:
         assert "weight_shift" in dict(module.named_parameters())
         prune.l1_unstructured(module, "bias", amount=1)
     eadem.check(model)
+
+
+def test_an_untied_site_is_free_to_be_pruned_in_its_place() -> None:
+    """The refusal ends with the tie, on the very modules that had it."""
+    model = SYSTEMS[2].tied()
+    eadem.untie(model, "k1.weight")
+    prune.l1_unstructured(model.k1, "weight", amount=2)
+    with pytest.raises(eadem.Unsupported):
+        prune.l1_unstructured(model.k0, "weight", amount=2)
+    eadem.untie(model)
+    prune.l1_unstructured(model.k0, "weight", amount=2)
+    assert int((model.k0.weight == 0).sum()) == 2

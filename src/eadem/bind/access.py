@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from eadem.bind.group import LINKS, ORDER, Link, refuse_alone
 from eadem.bind.guard import freeze, refuse_replicas, refuse_script, register
 from eadem.bind.written import SiteValue, assign
-from eadem.errors import TieBroken
+from eadem.errors import TieBroken, Unsupported
 from eadem.maps.view import View, ViewMap
 
 __all__ = ["base_class", "computed", "dress", "enter_forward", "leave_forward", "undress"]
@@ -263,7 +263,8 @@ def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
             new._parameters[attr] = copy.deepcopy(own[attr], memo)
         else:
             with torch.no_grad():
-                value = link.compute().detach().clone()
+                value = link.compute().detach()
+                value = value.clone(memory_format=torch.contiguous_format)
             grad = any(p.requires_grad for p in link.parameters()) or not link.sources
             new._parameters[attr] = nn.Parameter(value, requires_grad=grad)
     if flat is not None or isinstance(new, nn.RNNBase):

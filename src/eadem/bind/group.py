@@ -24,7 +24,17 @@ from eadem.maps.base import Map, Shape
 from eadem.maps.index import Index, IndexMap
 from eadem.maps.view import Same, Viewed, ViewMap
 
-__all__ = ["BoundEntry", "BoundTie", "Link", "Mark", "Place", "TieGroup", "living", "marks"]
+__all__ = [
+    "BoundEntry",
+    "BoundTie",
+    "Link",
+    "Mark",
+    "Place",
+    "TieGroup",
+    "living",
+    "marks",
+    "note_living",
+]
 
 #: Key in a module's `__dict__` for the groups that it contains.
 MARK = "_eadem_scope"
@@ -78,9 +88,6 @@ class TieGroup:
     ties: list[BoundTie]
     resolved: Group
     scope: list[nn.Module] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        _living.add(self)
 
     @cached_property
     def keys(self) -> dict[Place, str]:
@@ -159,6 +166,7 @@ class TieGroup:
             new.places[key] = Place(copy.deepcopy(place.module, memo), place.attr)
         for tie in self.ties:
             new.ties.append(BoundTie([copy.copy(e) for e in tie.entries]))
+        _living.add(new)
         return new
 
 
@@ -235,11 +243,15 @@ class Link:
 _living: WeakSet[TieGroup] = WeakSet()
 
 
-def living() -> Iterator[TieGroup]:
-    """The groups that are on some module now, of whatever model."""
-    for group in list(_living):
-        if any(g is group for m in group.scope for g in marks(m)):
-            yield group
+def living() -> list[TieGroup]:
+    """Every group that is on some module now, of whatever model."""
+    return list(_living)
+
+
+def note_living(gone: list[TieGroup], new: list[TieGroup]) -> None:
+    """Note that some groups were taken off their modules and others put on."""
+    _living.difference_update(gone)
+    _living.update(new)
 
 
 class _Token:
