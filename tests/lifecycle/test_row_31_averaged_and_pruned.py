@@ -18,7 +18,7 @@ from lifecycle_systems import (
     value,
 )
 from torch import Tensor, nn
-from torch.nn.utils import prune
+from torch.nn.utils import parameters_to_vector, prune
 from torch.optim.swa_utils import (
     AveragedModel,
     get_ema_multi_avg_fn,
@@ -180,6 +180,14 @@ def test_untied_sites_and_copies_of_one_module_are_pruned(system: System) -> Non
         assert int((getattr(alone, attr) == 0).sum()) == 2
     twin = eadem.twin(system.tied())
     prune.l1_unstructured(twin.get_submodule(module), attr, amount=2)
+
+
+def test_untied_parameters_are_laid_out_as_torchs_own(system: System) -> None:
+    """Pruning, `parameters_to_vector` and others take a flat view of a parameter."""
+    copies = [copy.deepcopy(system.tied().get_submodule(m)) for m in system.derived]
+    for untied in (eadem.twin(system.tied()), eadem.untie(system.tied()), *copies):
+        assert all(p.is_contiguous() for p in untied.parameters())
+        parameters_to_vector(untied.parameters())
 
 
 def test_what_is_pruned_first_may_be_tied_after() -> None:

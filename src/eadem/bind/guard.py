@@ -105,8 +105,8 @@ def refuse_script(self: nn.Module) -> nn.Module:
     name, owners = known_as(link)
     raise link.group.refuse(
         Unsupported(
-            f"torch.jit.script cannot follow the tie of {name!r} (its values come from {owners}); "
-            "use torch.compile, torch.export or torch.jit.trace, which keep it, or script "
+            f"torch.jit.script cannot follow the tie of {name!r} (its values come from "
+            f"{owners}); use torch.compile, torch.export or torch.jit.trace, which keep it, or script "
             "eadem.twin(model), which has no ties and the same function"
         )
     )
@@ -118,8 +118,8 @@ def refuse_replicas(self: nn.Module) -> nn.Module:
     name, owners = known_as(link)
     raise link.group.refuse(
         Unsupported(
-            f"DataParallel copies modules one by one, and {name!r} would lose its tie to {owners}; "
-            "use DistributedDataParallel"
+            f"DataParallel copies modules one by one, and {name!r} would lose its tie to "
+            f"{owners}; use DistributedDataParallel"
         )
     )
 
