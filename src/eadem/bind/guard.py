@@ -31,7 +31,7 @@ def known_as(link: Link, model: nn.Module | None = None) -> tuple[str, str]:
     name = names.get(places[link.key], link.key)
     owners = [repr(names.get(places[o], o)) for o in link.expression.owners]
     if owners == [repr(name)]:
-        return name, "fewer values of its own"
+        return name, "its own free values"
     return name, ", ".join(owners) or "a constant"
 
 
@@ -106,8 +106,8 @@ def refuse_script(self: nn.Module) -> nn.Module:
     raise link.group.refuse(
         Unsupported(
             f"torch.jit.script cannot follow the tie of {name!r} (its values come from "
-            f"{owners}); use torch.compile, torch.export or torch.jit.trace, which keep it, or script "
-            "eadem.twin(model), which has no ties and the same function"
+            f"{owners}); use torch.compile, torch.export or torch.jit.trace, which keep it, or "
+            "script eadem.twin(model), which has no ties and the same function"
         )
     )
 
