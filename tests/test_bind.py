@@ -460,6 +460,18 @@ def test_native_aliases_are_adopted() -> None:
     equal(w[0], w[2])
 
 
+def test_an_optimizer_steps_the_parameter_of_an_adopted_alias() -> None:
+    """The alias's name is gone; its parameter is the owner's, and lives on."""
+    model = mlp(3)
+    model[1].weight = model[0].weight
+    before = torch.optim.SGD(model[:2].parameters(), lr=0.1)
+    eadem.tie(model, "1.weight", "2.weight")
+    model(torch.ones(1, 3)).sum().backward()
+    before.step()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    eadem.check_optimizers(model[:2], before)
+
+
 def test_native_aliases_outside_the_tie_stay() -> None:
     model = mlp(4)
     model[1].weight = model[0].weight

@@ -22,6 +22,7 @@ from .errors import TieBroken as TieBroken
 from .errors import TieConflict as TieConflict
 from .errors import TooLarge as TooLarge
 from .errors import Unsupported as Unsupported
+from .integrations import on_import as _on_import
 
 if _TYPE_CHECKING:
     from .bind import Counts as Counts
@@ -68,6 +69,8 @@ if _TYPE_CHECKING:
     from .store import save as save
 
 __version__ = "0.1.0"
+
+_on_import.watch()
 
 # Everything that needs torch is loaded on first use, so that the command line answers at once.
 _HOME = {

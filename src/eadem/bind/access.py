@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from eadem.bind.group import LINKS, ORDER, Link, refuse_alone
 from eadem.bind.guard import freeze, refuse_replicas, refuse_script, register
+from eadem.bind.split import checked, is_split, place_split, refuse_full, refuse_sharder
 from eadem.bind.written import SiteValue, assign
 from eadem.errors import TieBroken, Unsupported
 from eadem.maps.view import View, ViewMap
@@ -157,15 +158,17 @@ def _getter(spec: Spec, key: str) -> Callable[[nn.Module], Tensor]:
 
         def get(self: nn.Module) -> Tensor:
             try:
-                return self.__dict__[key]._parameters[owner]  # type: ignore[no-any-return]
+                p: Tensor = self.__dict__[key]._parameters[owner]
             except (AttributeError, KeyError) as e:
                 raise _broken(self, attr) from e
+            return p if type(p) is nn.Parameter else _other(self, attr, p)
 
     elif view.perm == (1, 0):
 
         def get(self: nn.Module) -> Tensor:
             try:
-                return self.__dict__[key]._parameters[owner].t()  # type: ignore[no-any-return]
+                p: Tensor = self.__dict__[key]._parameters[owner]
+                return p.t() if type(p) is nn.Parameter else _other(self, attr, p).t()
             except (AttributeError, KeyError) as e:
                 raise _broken(self, attr) from e
 
@@ -174,11 +177,18 @@ def _getter(spec: Spec, key: str) -> Callable[[nn.Module], Tensor]:
 
         def get(self: nn.Module) -> Tensor:
             try:
-                return self.__dict__[key]._parameters[owner].permute(perm)  # type: ignore[no-any-return]
+                p: Tensor = self.__dict__[key]._parameters[owner]
+                p = p if type(p) is nn.Parameter else _other(self, attr, p)
+                return p.permute(perm)
             except (AttributeError, KeyError) as e:
                 raise _broken(self, attr) from e
 
     return get
+
+
+def _other(module: nn.Module, attr: str, p: Tensor) -> Tensor:
+    """An owner that is no plain parameter: a subclass, what functional_call gave, or a part."""
+    return checked(module.__dict__[LINKS][attr], module, p)
 
 
 def _broken(module: nn.Module, attr: str) -> TieBroken:
@@ -198,9 +208,22 @@ def _set(self: Any, name: str, value: Any) -> None:
         return
     own = self._parameters.get(name)
     if own is not None and isinstance(value, nn.Parameter) and value.shape == own.shape:
+        if is_split(value) and not is_split(own):
+            refuse_sharder(link)
         self._parameters[name] = value
         return
     assign(link, value)
+
+
+def _register(self: Any, name: str, value: Any) -> None:
+    link = self.__dict__.get(LINKS, {}).get(name)
+    if link is None:
+        register(base_class(self), self, name, value)
+    elif is_split(value):
+        spec = _spec(name, link)
+        place_split(link, spec.view, value)
+    else:
+        _set(self, name, value)
 
 
 def _delete(self: Any, name: str) -> None:
@@ -245,7 +268,7 @@ def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
     if not inside:
         _alone(self, links, memo)
     kind: Any = type(self) if inside else base_class(self)
-    new = kind.__new__(kind)
+    new = object.__new__(kind)
     memo[id(self)] = new
     if inside:
         for key, value in self.__dict__.items():
@@ -313,9 +336,13 @@ def _reduce(self: Any, protocol: Any) -> Any:
 
 def _rebuild(base: type[nn.Module], specs: tuple[Spec, ...]) -> nn.Module:
     hashable: Any = base
-    kind: Any = _dressed_class(hashable, specs)
-    rebuilt: nn.Module = kind.__new__(kind)
+    rebuilt: nn.Module = object.__new__(_dressed_class(hashable, specs))
     return rebuilt
+
+
+def _new(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    """`type(module)(...)` makes another module of that class, which is tied to nothing."""
+    return cls._eadem_class[0](*args, **kwargs)
 
 
 def _load(self: Any, state: Any, prefix: str, *rest: Any) -> None:
@@ -330,6 +357,7 @@ def _load(self: Any, state: Any, prefix: str, *rest: Any) -> None:
         own = self._parameters.get(attr)
         if own is not None and given.shape == own.shape:
             continue
+        refuse_full([key], link.parameters())
         assign(link, given, source=key)
         if own is None:
             del state[key]
@@ -341,10 +369,6 @@ def _load(self: Any, state: Any, prefix: str, *rest: Any) -> None:
 def _requires_grad(self: Any, requires_grad: bool = True) -> Any:
     freeze(base_class(self), self, requires_grad)
     return self
-
-
-def _register(self: Any, name: str, param: Any) -> None:
-    register(base_class(self), self, name, param)
 
 
 def flat_weights(self: Any) -> list[Any]:
@@ -362,6 +386,7 @@ def _dressed_class(base: Any, specs: tuple[Spec, ...]) -> Any:
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
+        "__new__": _new,
         "__setattr__": _set,
         "__delattr__": _delete,
         "__deepcopy__": _deepcopy,

@@ -21,6 +21,7 @@ from eadem.bind.group import (
 from eadem.bind.load import load_hook
 from eadem.bind.names import Sites
 from eadem.bind.optimizers import note_dead, note_resized, revive
+from eadem.bind.split import full
 
 __all__ = ["attach", "values_of"]
 
@@ -35,7 +36,7 @@ def values_of(sites: Sites, names: Iterable[str]) -> dict[str, Tensor]:
         with torch.no_grad():
             value = module._parameters[attr] if link is None else link.compute()
         assert value is not None
-        found[name] = value.detach()
+        found[name] = full(value.detach())
     return found
 
 
@@ -71,16 +72,15 @@ def attach(
             _store(place.module, place.attr, value, requires, name)
     for group in new:
         requires = _requires_grad_before(group, learned)
-        for key in group.places:
+        for key, e in group.resolved.expressions.items():
             module, attr = group.places[key]
-            owner = group.resolved.owners.get(key)
-            if owner is None:
-                dead = module._parameters.pop(attr, None)
-                if dead is not None:
-                    e = group.resolved.expressions[key]
-                    note_dead(dead, f"{key!r} now takes its value from {list(e.owners)}")
-            else:
-                _store(module, attr, thetas[key].reshape(owner.shape), requires, key)
+            dead = module._parameters.pop(attr, None)
+            if dead is not None:
+                note_dead(dead, f"{key!r} now takes its value from {list(e.owners)}")
+        # owners last: an alias's parameter, taken away above, is held by its owner still
+        for key, owner in group.resolved.owners.items():
+            module, attr = group.places[key]
+            _store(module, attr, thetas[key].reshape(owner.shape), requires, key)
     for group in new:
         for key in group.bound:
             module, attr = group.places[key]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from eadem._plan import Expression, Group, Owner
 from eadem._plan.site import Item
+from eadem.bind.split import wholes
 from eadem.errors import EademError, TieBroken, Unsupported
 from eadem.maps.base import Map, Shape
 from eadem.maps.index import Index, IndexMap
@@ -116,6 +117,14 @@ class TieGroup:
         del self.refusals[:-REFUSALS]
         return error
 
+    @property
+    def equality(self) -> bool:
+        """Whether every site is one and the same parameter."""
+        return self.views and all(
+            e.outer.view().is_identity  # type: ignore[attr-defined]
+            for e in self.resolved.expressions.values()
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         derived = ("keys", "views", "refusals")
         return {k: v for k, v in self.__dict__.items() if k not in derived}
@@ -173,7 +182,7 @@ class TieGroup:
 class Link:
     """One derived site on its module: where its value comes from."""
 
-    __slots__ = ("direct", "expression", "group", "key", "like", "shape", "sources")
+    __slots__ = ("direct", "expression", "group", "key", "like", "same", "shape", "sources")
 
     def __init__(
         self,
@@ -195,9 +204,16 @@ class Link:
         for _, _, owner in self.sources:
             if owner.source is not None:
                 owner.source.ready()
+        plain = len(self.sources) == 1 and self.sources[0][2].source is None
+        #: whether the site is its owner's parameter, of whatever kind (it may be quantised)
+        self.same = (
+            plain
+            and self.sources[0][2].whole
+            and isinstance(outer, ViewMap)
+            and outer.view().is_identity
+        )
         #: a site picked from one parameter, without a source: its prepared coordinates
         self.direct: Index | None = None
-        plain = len(self.sources) == 1 and self.sources[0][2].source is None
         if plain and isinstance(outer, IndexMap) and not isinstance(outer, ViewMap):
             self.direct = outer.index()
 
@@ -218,8 +234,14 @@ class Link:
         return [m._parameters[a] for m, a, _ in self.sources]  # type: ignore[misc]
 
     def compute(self) -> Tensor:
-        """The site's value now."""
+        """The site's value now; where its owners are split over processes, gathered."""
         thetas = self.parameters()
+        for p in thetas:
+            if type(p) is not nn.Parameter:
+                thetas = wholes(self, thetas)
+                break
+        if self.same:
+            return thetas[0]
         if self.direct is not None:
             return self.direct.expand(thetas[0].reshape(-1)).view(self.shape)
         outer = self.expression.outer
@@ -232,7 +254,7 @@ class Link:
         return outer.expand(torch.cat([r.reshape(-1) for r in roots]))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in self.__slots__ if k != "direct"}
+        return {k: getattr(self, k) for k in self.__slots__ if k not in ("direct", "same")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for k, v in state.items():
@@ -276,8 +298,8 @@ def refuse_alone(link: Link) -> None:
     if not _tokens:
         raise link.group.refuse(
             Unsupported(
-                f"{link.key!r} is tied to a parameter elsewhere and cannot be pickled alone; "
-                "pickle a module that contains the whole tie, or copy.deepcopy "
+                f"{link.key!r} is tied to a parameter elsewhere and cannot be "
+                "pickled alone; pickle a module that contains the whole tie, or copy.deepcopy "
                 "the part first (the copy is independent)"
             )
         )

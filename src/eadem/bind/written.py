@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import init
 
 from eadem._plan import first
+from eadem.bind.split import full, put
 from eadem.errors import TieBroken
 from eadem.maps.base import LinearMap, Map
-from eadem.maps.view import ViewMap
 
 if TYPE_CHECKING:
     from eadem._plan import Owner
@@ -157,7 +157,7 @@ def _write(link: Link, value: Tensor, drawn: bool) -> None:
     """
     plain = value.detach().as_subclass(Tensor)
     before = link.compute().detach()
-    roots = [o.values(p.detach()).reshape(-1) for (_, o), p in _owners(link)]
+    roots = [o.values(full(p.detach())).reshape(-1) for (_, o), p in _owners(link)]
     flat = torch.cat(roots) if roots else before.new_zeros(0)
     outer = link.expression.outer
     changed = (plain != before).reshape(-1)
@@ -167,7 +167,7 @@ def _write(link: Link, value: Tensor, drawn: bool) -> None:
     for ((key, owner), p), piece in zip(_owners(link), pieces, strict=True):
         own = piece.reshape(owner.roots)
         theta = own if owner.source is None else owner.source.lift(own)
-        thetas[key] = theta.reshape(p.shape).to(p)
+        thetas[key] = theta.reshape(p.shape).to(p.device, p.dtype)
     back = [o.values(thetas[k]).reshape(-1) for k, o in link.owners()]
     joined = torch.cat(back) if back else flat
     after = outer.expand(joined.reshape(outer.in_shape))
@@ -182,7 +182,7 @@ def _write(link: Link, value: Tensor, drawn: bool) -> None:
                 )
             )
     for (key, _), p in _owners(link):
-        p.copy_(thetas[key])
+        put(p, thetas[key])
     _restore(plain, after)
 
 
@@ -235,14 +235,7 @@ def assign(link: Link, value: Any, source: str | None = None) -> None:
             )
         )
     outer = link.expression.outer
-    equal = (
-        len(link.sources) == 1
-        and isinstance(outer, ViewMap)
-        and outer.view().is_identity
-        and link.sources[0][2].source is None
-        and link.sources[0][2].whole
-    )
-    if equal:
+    if link.same:
         module, attr, _ = link.sources[0]
         held = module._parameters[attr]
         if value is held:
@@ -259,11 +252,12 @@ def assign(link: Link, value: Any, source: str | None = None) -> None:
                 "resize the owner, or untie it first"
             )
         )
-    known = first(link.group.resolved, {link.key: value.detach()}, _held(link))
-    thetas = {k: known.thetas[k].to(p) for (k, _), p in _owners(link)}
+    value = full(value.detach())
+    known = first(link.group.resolved, {link.key: value}, _held(link))
+    thetas = {k: known.thetas[k].to(p.device, p.dtype) for (k, _), p in _owners(link)}
     roots = [o.values(thetas[k]).reshape(-1) for k, o in link.owners()]
     joined = torch.cat(roots) if roots else value.new_zeros(0)
-    ok, away = agree(value.detach(), outer.expand(joined.reshape(outer.in_shape)))
+    ok, away = agree(value, outer.expand(joined.reshape(outer.in_shape)))
     if not ok:
         raise link.group.refuse(
             TieBroken(
@@ -272,8 +266,8 @@ def assign(link: Link, value: Any, source: str | None = None) -> None:
             )
         )
     for (key, _), p in _owners(link):
-        p.copy_(thetas[key])
+        put(p, thetas[key])
 
 
 def _held(link: Link) -> dict[str, Tensor]:
-    return {k: p.detach() for k, p in link.group.owner_parameters()}
+    return {k: full(p.detach()) for k, p in link.group.owner_parameters()}
