@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from eadem.bind.group import LINKS, ORDER, Link, refuse_alone
+from eadem.bind.guard import freeze, refuse_replicas, refuse_script, register
 from eadem.bind.split import checked, is_split, place_split, refuse_full, refuse_sharder
 from eadem.bind.written import SiteValue, assign
 from eadem.errors import TieBroken, Unsupported
@@ -218,7 +219,7 @@ def _set(self: Any, name: str, value: Any) -> None:
 def _register(self: Any, name: str, value: Any) -> None:
     link = self.__dict__.get(LINKS, {}).get(name)
     if link is None:
-        base_class(self).register_parameter(self, name, value)
+        register(base_class(self), self, name, value)
     elif is_split(value):
         spec = _spec(name, link)
         place_split(link, spec.view, value)
@@ -229,13 +230,16 @@ def _register(self: Any, name: str, value: Any) -> None:
 def _delete(self: Any, name: str) -> None:
     link = self.__dict__.get(LINKS, {}).get(name)
     if link is not None:
-        raise TieBroken(f"{link.key!r} is tied and cannot be deleted; untie it first")
+        raise link.group.refuse(
+            TieBroken(f"{link.key!r} is tied and cannot be deleted; untie it first")
+        )
     base_class(self).__delattr__(self, name)
 
 
 def _apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
     base: Any = base_class(self)
     moved = base._apply(self, fn, recurse)
+    probed: dict[tuple[torch.dtype, torch.device], Tensor] = {}
     for link in self.__dict__[LINKS].values():
         if link.like is not None:
             link.like = fn(link.like)
@@ -244,9 +248,11 @@ def _apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> A
             p = module._parameters.get(attr)
             if p is None or module is self:
                 continue
-            probe = torch.empty(0, dtype=p.dtype, device=p.device)
-            after = fn(probe)
-            if after.dtype != p.dtype or after.device != p.device:
+            before = (p.dtype, p.device)
+            if before not in probed:
+                probed[before] = fn(torch.empty(0, dtype=p.dtype, device=p.device))
+            after = probed[before]
+            if (after.dtype, after.device) != before:
                 alone = nn.Module()
                 alone._parameters[attr] = p
                 nn.Module._apply(alone, fn, False)
@@ -260,8 +266,10 @@ def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
     inside = all(
         any(m is self or id(m) in memo for m in link.group.scope) for link in links.values()
     )
+    if not inside:
+        _alone(self, links, memo)
     kind: Any = type(self) if inside else base_class(self)
-    new = kind.__new__(kind)
+    new = object.__new__(kind)
     memo[id(self)] = new
     if inside:
         for key, value in self.__dict__.items():
@@ -287,6 +295,26 @@ def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
     return new
 
 
+def _alone(module: nn.Module, links: dict[str, Link], memo: dict[int, Any]) -> None:
+    """Raise Unsupported where a copy takes several sites of a tie, but not all of them."""
+    for link in links.values():
+        if any(m is module or id(m) in memo for m in link.group.scope):
+            continue
+        others = [
+            k
+            for k, p in link.group.places.items()
+            if k != link.key and (p.module is module or id(p.module) in memo)
+        ]
+        if others:
+            raise link.group.refuse(
+                Unsupported(
+                    f"this copy takes {others[0]!r} and {link.key!r}, but not all of their "
+                    "tie, which it would lose; copy a module that contains the whole tie and "
+                    "take the part from the copy, or untie first"
+                )
+            )
+
+
 def _ordered(module: nn.Module) -> list[str]:
     names = list(module.__dict__.get(ORDER, ()))
     return names + [a for a in module._parameters if a not in names]
@@ -295,7 +323,7 @@ def _ordered(module: nn.Module) -> list[str]:
 def _reduce(self: Any, protocol: Any) -> Any:
     link = next(iter(self.__dict__[LINKS].values()))
     if not any(m is self for m in link.group.scope):
-        refuse_alone(repr(link.key))
+        refuse_alone(link)
     state = self.__dict__
     if getattr(base_class(self), "__getstate__", None) is not getattr(
         object, "__getstate__", None
@@ -306,18 +334,23 @@ def _reduce(self: Any, protocol: Any) -> Any:
 
 def _rebuild(base: type[nn.Module], specs: tuple[Spec, ...]) -> nn.Module:
     hashable: Any = base
-    kind: Any = _dressed_class(hashable, specs)
-    rebuilt: nn.Module = kind.__new__(kind)
+    rebuilt: nn.Module = object.__new__(_dressed_class(hashable, specs))
     return rebuilt
 
 
+def _new(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    """`type(module)(...)` makes another module of that class, which is tied to nothing."""
+    return cls._eadem_class[0](*args, **kwargs)
+
+
 def _load(self: Any, state: Any, prefix: str, *rest: Any) -> None:
-    # Whole groups are settled by the hook on the module that contains them (bind/load.py).
-    # What is left here is a load of this one module: a derived site in full.
+    # Whole groups are settled by the hook on the module that contains them (bind/load.py),
+    # which may be this one, and then runs only after this. What is left here is a load of
+    # this one module without the rest of its group: a derived site in full.
     for attr, link in self.__dict__[LINKS].items():
         key = prefix + attr
         given = state.get(key)
-        if given is None:
+        if given is None or any(m is self for m in link.group.scope):
             continue
         own = self._parameters.get(attr)
         if own is not None and given.shape == own.shape:
@@ -331,12 +364,9 @@ def _load(self: Any, state: Any, prefix: str, *rest: Any) -> None:
     base_class(self)._load_from_state_dict(self, state, prefix, *rest)
 
 
-def _replicate(self: Any) -> Any:
-    link = next(iter(self.__dict__[LINKS].values()))
-    raise Unsupported(
-        f"DataParallel copies modules one by one, and {link.key!r} would lose its tie; use "
-        "DistributedDataParallel"
-    )
+def _requires_grad(self: Any, requires_grad: bool = True) -> Any:
+    freeze(base_class(self), self, requires_grad)
+    return self
 
 
 def flat_weights(self: Any) -> list[Any]:
@@ -354,14 +384,17 @@ def _dressed_class(base: Any, specs: tuple[Spec, ...]) -> Any:
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
+        "__new__": _new,
         "__setattr__": _set,
         "__delattr__": _delete,
-        "register_parameter": _register,
         "__deepcopy__": _deepcopy,
         "__reduce_ex__": _reduce,
         "_apply": _apply,
         "_load_from_state_dict": _load,
-        "_replicate_for_data_parallel": _replicate,
+        "requires_grad_": _requires_grad,
+        "register_parameter": _register,
+        "__prepare_scriptable__": refuse_script,
+        "_replicate_for_data_parallel": refuse_replicas,
         "_eadem_class": (base, specs),
     }
     for spec in specs:

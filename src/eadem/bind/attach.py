@@ -63,18 +63,17 @@ def attach(
             _store(place.module, place.attr, value.clone(), requires, name)
     for group in new:
         requires = _requires_grad_before(group, learned)
-        for key in group.places:
+        for key, e in group.resolved.expressions.items():
             module, attr = group.places[key]
-            owner = group.resolved.owners.get(key)
-            if owner is None:
-                dead = module._parameters.pop(attr, None)
-                if dead is not None:
-                    e = group.resolved.expressions[key]
-                    note_dead(dead, f"{key!r} now takes its value from {list(e.owners)}")
-            else:
-                _store(module, attr, thetas[key].reshape(owner.shape), requires, key)
+            dead = module._parameters.pop(attr, None)
+            if dead is not None:
+                note_dead(dead, f"{key!r} now takes its value from {list(e.owners)}")
+        # owners last: an alias's parameter, taken away above, is held by its owner still
+        for key, owner in group.resolved.owners.items():
+            module, attr = group.places[key]
+            _store(module, attr, thetas[key].reshape(owner.shape), requires, key)
     for group in new:
-        for key in group.resolved.expressions:
+        for key in group.bound:
             module, attr = group.places[key]
             link = group.link(key)
             if not link.sources:

@@ -24,7 +24,7 @@ from eadem.bind.names import Sites
 from eadem.bind.split import full, is_split, put
 from eadem.bind.ties import Tie
 from eadem.errors import ShapeError, TieBroken
-from eadem.maps.base import LinearMap, Map, Shape, numel
+from eadem.maps.base import LinearMap, Map, Shape, numel, on_cpu
 from eadem.maps.index import Indexed, Reshape
 from eadem.maps.view import ViewMap
 
@@ -84,6 +84,7 @@ def _all(sites: Sites) -> list[tuple[Declaration, BoundTie]]:
     return found + alias_ties(sites)
 
 
+@on_cpu()
 def resolved(model: nn.Module) -> Plan:
     """The whole model's plan: θ (every parameter, flat) → W (every site, flat).
 
@@ -197,6 +198,7 @@ class Counts:
     expanded: int
 
 
+@on_cpu()
 def counts(model: nn.Module) -> Counts:
     """How many values are free, stored and used.
 
@@ -224,8 +226,8 @@ def _generic(shape: Shape) -> Tensor:
 def check(model: nn.Module) -> None:
     """Raise TieBroken, naming the tie, unless every tie of the model still holds.
 
-    Checked are: every owner is there, with its shape; the owners of one tie agree in dtype
-    and device; no derived site holds a parameter; every site can be read.
+    Checked are: every owner is there, with its shape; the owners of one tie agree in dtype,
+    device and requires_grad; no derived site holds a parameter; every site can be read.
     """
     sites = Sites(model)
     for group in sites.groups:
@@ -242,10 +244,10 @@ def check(model: nn.Module) -> None:
                     f"{what}: {names[key]!r} has shape {tuple(p.shape)}, its free values have "
                     f"{wanted}"
                 )
-        for attribute in ("dtype", "device"):
+        for attribute in ("dtype", "device", "requires_grad"):
             if len({getattr(p, attribute) for p in held.values()}) > 1:
                 raise TieBroken(f"{what}: its owners {list(held)} differ in {attribute}")
-        for key in group.resolved.expressions:
+        for key in group.bound:
             module, attr = group.places[key]
             link = module.__dict__.get(LINKS, {}).get(attr)
             if link is None or base_class(module) is type(module):
@@ -259,7 +261,10 @@ def check(model: nn.Module) -> None:
 
 
 def explain(model: nn.Module, site: str) -> str:
-    """Where a site's value comes from, in words.
+    """Where a site's value comes from, in words: the owner, the maps on the way, the ties
+    that say so, and what was lately refused because of them.
+
+    Raises NoSuchSite.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     >>> import eadem
@@ -283,12 +288,15 @@ def explain(model: nn.Module, site: str) -> str:
         for o in used:
             owner = group.resolved.owners[o]
             through = "" if owner.source is None else f" through {_through(owner.source)}"
-            lines.append(f"  θ: {names[o]} {owner.shape}{through}")
+            theta = group.places[o].parameter
+            frozen = "" if theta is None or theta.requires_grad else ", frozen"
+            lines.append(f"  θ: {names[o]} {owner.shape}{through}{frozen}")
         lines += _constants(e)
         for bound in group.ties:
             d = by_name(bound, names)
             if name in d.names:
                 lines.append(f"  declared: {d}")
+        lines += [f"  refused: {why}" for why in group.refusals]
         return "\n".join(lines)
     if name in sites.aliases:
         return f"{name} is the same parameter as {sites.aliases[name]} (the model's own alias)"

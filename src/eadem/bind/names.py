@@ -27,17 +27,28 @@ __all__ = ["Sites", "is_pattern", "match"]
 
 
 class _Registrations:
-    """Counts the modules and parameters that torch registers anywhere, so that a model need
-    not be walked again while nothing has been.
+    """Counts when torch registers modules or parameters anywhere, so that a model need not
+    be walked again while nothing has been.
     """
 
     def __init__(self) -> None:
-        self.count = 0
+        self._count = 0
+        self._more = False
         register_module_module_registration_hook(self._note)
         register_module_parameter_registration_hook(self._note)
 
     def _note(self, *args: Any) -> None:
-        self.count += 1
+        # Only written here: torch.compile would guard on a value that was read, and compile
+        # a forward that slices a ModuleList, as Llama's does, at every call.
+        self._more = True
+
+    @property
+    def count(self) -> int:
+        """A number that is another after every registration."""
+        if self._more:
+            self._more = False
+            self._count += 1
+        return self._count
 
 
 _registrations = _Registrations()

@@ -22,9 +22,11 @@ from eadem.bind.group import BoundEntry, BoundTie
 from eadem.bind.names import Sites
 from eadem.bind.split import refuse_split
 from eadem.errors import NoSuchSite, nearest
+from eadem.maps.base import on_cpu
 from eadem.maps.view import ViewMap
 
 
+@on_cpu()
 def untie(model: nn.Module, *sites: str) -> nn.Module:
     """Take sites out of their ties (all ties without names). Values stay; parameters become
     independent. Returns the model.

@@ -19,7 +19,6 @@ from eadem._plan import first
 from eadem.bind.split import full, put
 from eadem.errors import TieBroken
 from eadem.maps.base import LinearMap, Map
-from eadem.maps.view import ViewMap
 
 if TYPE_CHECKING:
     from eadem._plan import Owner
@@ -175,9 +174,11 @@ def _write(link: Link, value: Tensor, drawn: bool) -> None:
         ok, away = agree(plain.reshape(-1)[changed], after.reshape(-1)[changed])
         if not ok:
             _restore(plain, before)
-            raise TieBroken(
-                f"the values written at {link.key!r} do not satisfy its tie (largest "
-                f"difference {away:.3g}); write values that do, or untie the site first"
+            raise link.group.refuse(
+                TieBroken(
+                    f"the values written at {link.key!r} do not satisfy its tie (largest "
+                    f"difference {away:.3g}); write values that do, or untie the site first"
+                )
             )
     for (key, _), p in _owners(link):
         put(p, thetas[key])
@@ -216,27 +217,24 @@ def assign(link: Link, value: Any, source: str | None = None) -> None:
     """`module.attr = value` at a derived site: θ takes the value, or it raises."""
     name = source or link.key
     if not isinstance(value, Tensor):
-        raise TieBroken(
-            f"{name!r} is tied and was assigned {type(value).__name__}; untie it first"
+        raise link.group.refuse(
+            TieBroken(
+                f"{name!r} is tied and was assigned {type(value).__name__}; untie it first"
+            )
         )
     if not isinstance(value, nn.Parameter) and (
         value.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(value)
     ):
-        raise TieBroken(
-            f"{name!r} is tied (its values come from "
-            f"{', '.join(link.expression.owners) or 'a constant'}); a value that is to be "
-            "differentiated cannot stand in for it. Give functional_call the free values by "
-            "their own names, or use eadem.twin(model)"
+        raise link.group.refuse(
+            TieBroken(
+                f"{name!r} is tied (its values come from "
+                f"{', '.join(link.expression.owners) or 'a constant'}); a value that is to be "
+                "differentiated cannot stand in for it. Give functional_call the free values "
+                "by their own names, or use eadem.twin(model)"
+            )
         )
     outer = link.expression.outer
-    equal = (
-        len(link.sources) == 1
-        and isinstance(outer, ViewMap)
-        and outer.view().is_identity
-        and link.sources[0][2].source is None
-        and link.sources[0][2].whole
-    )
-    if equal:
+    if link.same:
         module, attr, _ = link.sources[0]
         held = module._parameters[attr]
         if value is held:
@@ -246,10 +244,12 @@ def assign(link: Link, value: Any, source: str | None = None) -> None:
             return
     if tuple(value.shape) != link.shape:
         owners = ", ".join(link.expression.owners) or "a constant"
-        raise TieBroken(
-            f"{name!r} is tied (its values come from {owners}) and has shape {link.shape}; it "
-            f"was given shape {tuple(value.shape)}. Assign a tensor of its shape, resize the "
-            "owner, or untie it first"
+        raise link.group.refuse(
+            TieBroken(
+                f"{name!r} is tied (its values come from {owners}) and has shape {link.shape}; "
+                f"it was given shape {tuple(value.shape)}. Assign a tensor of its shape, "
+                "resize the owner, or untie it first"
+            )
         )
     value = full(value.detach())
     known = first(link.group.resolved, {link.key: value}, _held(link))
@@ -258,9 +258,11 @@ def assign(link: Link, value: Any, source: str | None = None) -> None:
     joined = torch.cat(roots) if roots else value.new_zeros(0)
     ok, away = agree(value, outer.expand(joined.reshape(outer.in_shape)))
     if not ok:
-        raise TieBroken(
-            f"the values given to {name!r} do not satisfy its tie (largest difference "
-            f"{away:.3g}); give values that do, or untie the site first"
+        raise link.group.refuse(
+            TieBroken(
+                f"the values given to {name!r} do not satisfy its tie (largest difference "
+                f"{away:.3g}); give values that do, or untie the site first"
+            )
         )
     for (key, _), p in _owners(link):
         put(p, thetas[key])

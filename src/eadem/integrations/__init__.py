@@ -1,1 +1,3 @@
-"""Other libraries that move, split or save a model: one file for each, imported on use."""
+"""What keeps ties where another library saves, loads, splits or changes a model: one file a
+library, which imports it on use.
+"""

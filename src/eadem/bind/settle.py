@@ -1,0 +1,68 @@
+"""Values made elsewhere for several sites of a tie, taken over together or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from eadem.bind.group import LINKS, Place, TieGroup
+from eadem.bind.load import lifted
+from eadem.bind.names import Sites
+from eadem.errors import TieBroken, TieConflict
+
+__all__ = ["groups_in", "settle"]
+
+
+def groups_in(model: nn.Module, modules: Iterable[nn.Module]) -> list[TieGroup]:
+    """The groups of `model` with a site directly in one of `modules`."""
+    wanted = set(modules)
+    return [
+        g for g in Sites(model).groups if any(p.module in wanted for p in g.places.values())
+    ]
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def settle(model: nn.Module, values: Mapping[Place, Tensor], doing: str, way_out: str) -> None:
+    """Set the free values of every tie that has sites among `values`, from all of them.
+
+    Sites of such a tie that are not among `values` keep theirs. Raises TieBroken, before
+    anything is written, where the values do not satisfy a tie; `doing` says who made them,
+    `way_out` what to do instead.
+    """
+    sites = Sites(model)
+    written = []
+    for group in sites.groups:
+        new = {k: values[p] for k, p in group.places.items() if p in values}
+        before = {k: _now(p) for k, p in group.places.items()} if new else {}
+        if all(torch.equal(v, before[k].to(v)) for k, v in new.items()):
+            continue
+        like = next(iter(new.values()))
+        given = {k: new[k] if k in new else before[k].to(like) for k in before}
+        names = sites.named(group)
+        try:
+            thetas, worst = lifted(group, given)
+        except TieConflict as e:
+            thetas, why = {}, str(e)
+        else:
+            if worst is None:
+                written.append((group, thetas))
+                continue
+            away, key = worst
+            why = f"at {names[key]!r} they are {away:.3g} from what it gives"
+        raise TieBroken(
+            f"{doing} would give the tied sites {', '.join(list(names.values())[:4])} values "
+            f"that their tie cannot hold: {why}. Nothing was changed. {way_out}"
+        )
+    for group, thetas in written:
+        for key, p in group.owner_parameters():
+            p.copy_(thetas[key].reshape(p.shape))
+
+
+def _now(place: Place) -> Tensor:
+    link = place.module.__dict__.get(LINKS, {}).get(place.attr)
+    value = place.parameter if link is None else link.compute()
+    assert value is not None
+    return value.detach()

@@ -1,0 +1,97 @@
+"""torch.ao.quantization on a tied model: refused before anything is changed.
+
+It replaces modules one by one, by the exact class of each, and packs a weight with its bias:
+two sites would hold two weights, and a site whose class Eadem generated would be passed over.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+__all__ = ["follow"]
+
+
+def follow() -> None:
+    """Have the eager and the graph workflow refuse modules of tied sites."""
+    eager = sys.modules["torch.ao.quantization.quantize"]
+    _replace(eager, "propagate_qconfig_", _refuse_some)
+    graph = sys.modules.get("torch.ao.quantization.quantize_fx")
+    if graph is not None:
+        _replace(graph, "_prepare_fx", _refuse_all)
+
+
+def _replace(module: Any, name: str, guard: Callable[[Any], Any]) -> None:
+    found = getattr(module, name)
+    if not hasattr(found, "_eadem"):
+        guarded: Any = functools.wraps(found)(guard(found))
+        guarded._eadem = True
+        setattr(module, name, guarded)
+
+
+def _refuse_some(original: Any) -> Any:
+    """`propagate_qconfig_`, with which `quantize_dynamic`, `prepare` and the others begin."""
+
+    def run(module: Any, qconfig_dict: Any = None, *args: Any, **kwargs: Any) -> Any:
+        from eadem.bind.names import Sites
+
+        tied = {p.module: p for g in Sites(module).groups for p in g.places.values()}
+        if tied:
+            for found in _quantised(module, qconfig_dict or {}, None, ""):
+                if found in tied:
+                    _refuse(module, tied[found])
+        return original(module, qconfig_dict, *args, **kwargs)
+
+    return run
+
+
+def _quantised(module: Any, table: Any, above: Any, name: str) -> Iterator[Any]:
+    """The modules that have a configuration, and a kind that it applies to."""
+    from torch.ao.quantization import quantization_mappings as known
+
+    from eadem.bind.access import base_class
+
+    kind = base_class(module)
+    config = table.get(name, table.get(kind, above))
+    config = getattr(module, "qconfig", config)
+    kinds = {
+        *known.get_default_static_quant_module_mappings(),
+        *known.get_default_dynamic_quant_module_mappings(),
+        *known.get_default_qat_module_mappings(),
+    }
+    if config is not None and kind in kinds:
+        yield module
+    for child_name, child in module.named_children():
+        yield from _quantised(
+            child, table, config, f"{name}.{child_name}" if name else child_name
+        )
+
+
+def _refuse_all(original: Any) -> Any:
+    """Graph mode, which traces a model into another one."""
+
+    def run(model: Any, *args: Any, **kwargs: Any) -> Any:
+        from eadem.bind.names import Sites
+
+        for group in Sites(model).groups:
+            _refuse(model, next(iter(group.places.values())))
+        return original(model, *args, **kwargs)
+
+    return run
+
+
+def _refuse(model: Any, place: Any) -> None:
+    from eadem.bind.names import Sites
+    from eadem.errors import Unsupported
+
+    sites = Sites(model)
+    group = next(g for g in sites.groups if place in g.keys)
+    names = sites.named(group)
+    raise Unsupported(
+        f"torch.ao.quantization would replace the module of {names[group.keys[place]]!r}, "
+        f"which is tied ({', '.join(list(names.values())[:4])}): every site would hold its own "
+        "quantised weight, or be passed over. Nothing was changed. Quantise an equality with "
+        "torchao.quantization.quantize_, which keeps one weight, or quantise eadem.twin(model)"
+    )
