@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from eadem.bind.group import LINKS, ORDER, Link, refuse_alone
 from eadem.bind.guard import freeze, refuse_replicas, refuse_script, register
@@ -161,14 +162,14 @@ def _getter(spec: Spec, key: str) -> Callable[[nn.Module], Tensor]:
                 p: Tensor = self.__dict__[key]._parameters[owner]
             except (AttributeError, KeyError) as e:
                 raise _broken(self, attr) from e
-            return p if type(p) is nn.Parameter else _other(self, attr, p)
+            return p if type(p) is Parameter else _other(self, attr, p)
 
     elif view.perm == (1, 0):
 
         def get(self: nn.Module) -> Tensor:
             try:
                 p: Tensor = self.__dict__[key]._parameters[owner]
-                return p.t() if type(p) is nn.Parameter else _other(self, attr, p).t()
+                return p.t() if type(p) is Parameter else _other(self, attr, p).t()
             except (AttributeError, KeyError) as e:
                 raise _broken(self, attr) from e
 
@@ -178,7 +179,7 @@ def _getter(spec: Spec, key: str) -> Callable[[nn.Module], Tensor]:
         def get(self: nn.Module) -> Tensor:
             try:
                 p: Tensor = self.__dict__[key]._parameters[owner]
-                p = p if type(p) is nn.Parameter else _other(self, attr, p)
+                p = p if type(p) is Parameter else _other(self, attr, p)
                 return p.permute(perm)
             except (AttributeError, KeyError) as e:
                 raise _broken(self, attr) from e

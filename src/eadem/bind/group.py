@@ -16,6 +16,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from eadem._plan import Expression, Group, Owner
 from eadem._plan.site import Item
@@ -237,7 +238,7 @@ class Link:
         """The site's value now; where its owners are split over processes, gathered."""
         thetas = self.parameters()
         for p in thetas:
-            if type(p) is not nn.Parameter:
+            if type(p) is not Parameter:
                 thetas = wholes(self, thetas)
                 break
         if self.same:
