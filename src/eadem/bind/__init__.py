@@ -1,5 +1,8 @@
 """Ties on an nn.Module. The only room that opens one."""
 
+from .fill import fill as fill
+from .fill import loads_by_itself as loads_by_itself
+from .fill import undone_on_error as undone_on_error
 from .look import Counts as Counts
 from .look import check as check
 from .look import counts as counts
@@ -12,6 +15,7 @@ from .look import site_values as site_values
 from .look import ties as ties
 from .observe import observe as observe
 from .optimizers import check_optimizers as check_optimizers
+from .ties import Start as Start
 from .ties import Tie as Tie
 from .ties import declare as declare
 from .ties import plan as plan

@@ -22,7 +22,7 @@ from eadem.bind.group import LINKS, MARK, ORDER, Place, TieGroup
 from eadem.errors import NoSuchSite, TieBroken, Unsupported, nearest
 from eadem.maps.base import Shape
 
-__all__ = ["Sites", "is_pattern", "match"]
+__all__ = ["Sites", "forget", "is_pattern", "match"]
 
 
 class _Registrations:
@@ -85,6 +85,11 @@ class _Walk:
 
 
 _walked: WeakKeyDictionary[nn.Module, _Walk] = WeakKeyDictionary()
+
+
+def forget(model: nn.Module) -> None:
+    """Walk a model again when it is next asked: it was changed behind torch's back."""
+    _walked.pop(model, None)
 
 
 class Sites:
