@@ -192,6 +192,10 @@ def _decode_tie(
         for part in dict.fromkeys(site.shape(shapes[site.name]) for site in sites):
             _bounded(phi, part, most)
         entries += [Entry(site, phi) for site in sites]
+    sites = [e.site for e in entries]
+    if len(set(sites)) < len(sites):
+        twice = next(site for site in sites if sites.count(site) > 1)
+        raise RecordError(f"the record is damaged: it lists {twice} twice in one tie")
     return Declaration(tuple(entries))
 
 
