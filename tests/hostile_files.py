@@ -143,7 +143,9 @@ def _odd(random_: random.Random) -> Any:
         lambda: random_.choice((None, True, False, [], {}, [[]], {"": 0})),
         lambda: [random_.choice(_NUMBERS) for _ in range(random_.choice((1, 2, 4, 40)))],
         lambda: {random_.choice(_TEXTS): random_.choice(_NUMBERS)},
-        lambda: {"array": {"dtype": "int64", "shape": [2], "values": [random_.choice(_NUMBERS)] * 2}},
+        lambda: {
+            "array": {"dtype": "int64", "shape": [2], "values": [random_.choice(_NUMBERS)] * 2}
+        },
         lambda: {"kind": random_.choice(_TEXTS), "args": {}},
         lambda: {"function": random_.choice(_TEXTS)},
         lambda: _deep(random_),
@@ -157,7 +159,9 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
     stack = [value]
     while stack:
         at = stack.pop()
-        keys = list(at) if isinstance(at, dict) else range(len(at)) if isinstance(at, list) else []
+        keys = (
+            list(at) if isinstance(at, dict) else range(len(at)) if isinstance(at, list) else []
+        )
         for key in keys:
             found.append((at, key))
             stack.append(at[key])
@@ -182,14 +186,27 @@ def spoil_json(value: Any, random_: random.Random) -> Any:
             case 2:
                 other, there = random_.choice(places)
                 try:
-                    holder[key], other[there] = copy.deepcopy(other[there]), copy.deepcopy(holder[key])
+                    holder[key], other[there] = (
+                        copy.deepcopy(other[there]),
+                        copy.deepcopy(holder[key]),
+                    )
                 except (IndexError, KeyError):
                     pass
             case 3 if type(holder[key]) in (int, float):
-                holder[key] = random_.choice((-holder[key], holder[key] + 1, holder[key] * 1000, holder[key] * 2**40))
+                holder[key] = random_.choice(
+                    (-holder[key], holder[key] + 1, holder[key] * 1000, holder[key] * 2**40)
+                )
             case 4 if isinstance(holder[key], str) and holder[key]:
                 text, at = holder[key], random_.randrange(len(holder[key]))
-                holder[key] = random_.choice((text[:at], text[at:], text[:at] + "[" + text[at:], text + text, text.upper()))
+                holder[key] = random_.choice(
+                    (
+                        text[:at],
+                        text[at:],
+                        text[:at] + "[" + text[at:],
+                        text + text,
+                        text.upper(),
+                    )
+                )
             case 5 if isinstance(holder[key], list):
                 holder[key] = holder[key] * random_.choice((0, 2, 50))
             case _:
@@ -214,7 +231,11 @@ def spoil_record(data: bytes, random_: random.Random) -> bytes:
     text = json.dumps(spoil_json(found, random_))
     if random_.random() < 0.1:  # as text: a key twice, a NaN, a bracket too many
         at = random_.randrange(len(text))
-        text = text[:at] + random_.choice(('"ties":[],', "NaN", "[", "}", "\\", "1e999", ",", "[" * 100_000)) + text[at:]
+        text = (
+            text[:at]
+            + random_.choice(('"ties":[],', "NaN", "[", "}", "\\", "1e999", ",", "[" * 100_000))
+            + text[at:]
+        )
     header["__metadata__"]["eadem"] = text
     return join(header, rest)
 
@@ -252,7 +273,9 @@ def spoil_bytes(data: bytes, random_: random.Random) -> bytes:
         case 6:
             held += random_.randbytes(size)
         case _:
-            number = random_.choice((0, 1, length - 1, length + 1, len(data), 2**31, 2**63, 2**64 - 1))
+            number = random_.choice(
+                (0, 1, length - 1, length + 1, len(data), 2**31, 2**63, 2**64 - 1)
+            )
             held[:8] = struct.pack("<Q", max(0, number))
     return bytes(held)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from hostile_files import Case, build, cases, judge, spoiled
 
 ROUNDS = 1000

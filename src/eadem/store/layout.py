@@ -24,7 +24,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from torch import Tensor
 from eadem.errors import RecordError, Unsupported
 from eadem.maps.base import Shape, numel
 
-__all__ = ["BITS", "DTYPES", "Stored", "TensorFile", "loads", "write"]
+__all__ = ["BITS", "DTYPES", "Places", "Stored", "TensorFile", "loads", "write"]
 
 #: Bits of a value, by the format's name of its type.
 BITS = {
@@ -86,12 +86,18 @@ def _no_constant(text: str) -> Any:
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies in a file: its bytes are `start` to `stop` of the whole file."""
+    """Where a tensor lies in a file: its bytes are `start` to `stop` of the whole file.
+
+    `dtype` is the format's name (`F32`); `axes`: () where its values lie in the order of its
+    shape, its axes in the order in which they lie where that is another, None for a strided
+    view, whose values do not lie together.
+    """
 
     dtype: str
     shape: Shape
     start: int
     stop: int
+    axes: tuple[int, ...] | None = ()
 
     @property
     def nbytes(self) -> int:
@@ -99,46 +105,81 @@ class Stored:
         return self.stop - self.start
 
 
-class TensorFile:
-    """An open file whose header is sound: `metadata`, and `tensors` by name in file order.
+class Places:
+    """An open file and the places of its tensors: `tensors` by name, `metadata`, `size`.
 
-    Raises RecordError for a file that cannot be read, is cut short or is of another kind.
+    A subclass reads them, in `_places`. Raises RecordError for a file that cannot be read.
     """
+
+    kind: ClassVar[str]
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self.metadata: dict[str, str] = {}
         try:
             self._file: BinaryIO = self.path.open("rb", buffering=0)
         except OSError as error:
             raise RecordError(f"{path} cannot be opened: {error.strerror}") from error
         try:
             self.size = os.fstat(self._file.fileno()).st_size
-            self.metadata, self.tensors = self._header()
+            self.tensors = self._places()
         except OSError as error:
-            self._file.close()
+            self.close()
             raise self._unread(error) from error
         except BaseException:
-            self._file.close()
+            self.close()
             raise
-        self._mapped: mmap.mmap | None = None
+
+    def _places(self) -> dict[str, Stored]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._mapped = None  # closed with the last tensor that looks into it
-        self._file.close()
+        self.close()
 
     def _unread(self, error: OSError) -> RecordError:
         return RecordError(f"{self.path} cannot be read: {error.strerror or error}")
 
     def _damaged(self, what: str) -> RecordError:
         return RecordError(
-            f"{self.path} cannot be read as safetensors: {what}; it is cut short, or of "
+            f"{self.path} cannot be read as {self.kind}: {what:.300}; it is cut short, or of "
             "another kind"
         )
 
-    def _header(self) -> tuple[dict[str, str], dict[str, Stored]]:
+    def read(self, at: int, into: memoryview) -> None:
+        """Fill `into` with the bytes from `at` on. Raises RecordError."""
+        try:
+            self._file.seek(at)
+            while into:
+                got = self._file.readinto(into)  # type: ignore[attr-defined]
+                if not got:
+                    raise self._damaged("it became shorter while it was read")
+                into = into[got:]
+        except OSError as error:
+            raise self._unread(error) from error
+
+
+class TensorFile(Places):
+    """An open safetensors file whose header is sound; `tensors` are in file order.
+
+    Raises RecordError for a file that cannot be read, is cut short or is of another kind.
+    """
+
+    kind = "safetensors"
+    _mapped: mmap.mmap | None = None
+
+    def close(self) -> None:
+        """Close the file; its mapping goes with the last tensor that looks into it."""
+        self._mapped = None
+        super().close()
+
+    def _places(self) -> dict[str, Stored]:
         head = self._file.read(8)
         if len(head) < 8:
             raise self._damaged(f"it has {len(head)} bytes")
@@ -152,6 +193,7 @@ class TensorFile:
         metadata = found.pop("__metadata__", {})
         if not isinstance(metadata, dict) or any(type(v) is not str for v in metadata.values()):
             raise self._damaged("its metadata is not text by name")
+        self.metadata = metadata
         tensors = {name: self._stored(name, about) for name, about in found.items()}
         data = 8 + length
         at = data
@@ -162,9 +204,7 @@ class TensorFile:
             at += stored.nbytes
         if at != self.size:
             raise self._damaged(f"its tensors end at byte {at}, the file at {self.size}")
-        return metadata, {
-            n: Stored(s.dtype, s.shape, s.start + data, s.stop + data) for n, s in ordered
-        }
+        return {n: Stored(s.dtype, s.shape, s.start + data, s.stop + data) for n, s in ordered}
 
     def _stored(self, name: str, about: Any) -> Stored:
         if not name.isprintable():
@@ -184,18 +224,6 @@ class TensorFile:
                 f"{name!r:.80} of type {dtype} and shape {shape!r:.80} has {stop - start} bytes"
             )
         return Stored(dtype, tuple(shape), start, stop)
-
-    def read(self, at: int, into: memoryview) -> None:
-        """Fill `into` with the bytes from `at` on. Raises RecordError."""
-        try:
-            self._file.seek(at)
-            while into:
-                got = self._file.readinto(into)  # type: ignore[attr-defined]
-                if not got:
-                    raise self._damaged("it became shorter while it was read")
-                into = into[got:]
-        except OSError as error:
-            raise self._unread(error) from error
 
     def _map(self) -> mmap.mmap:
         if self._mapped is None:
