@@ -73,6 +73,8 @@ def attach(
     for group in new:
         requires = _requires_grad_before(group, learned)
         for key, e in group.resolved.expressions.items():
+            if key in group.resolved.owners:
+                continue  # it holds some of its values, and keeps its parameter for them
             module, attr = group.places[key]
             dead = module._parameters.pop(attr, None)
             if dead is not None:
