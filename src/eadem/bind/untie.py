@@ -55,6 +55,7 @@ def untie(model: nn.Module, *sites: str) -> nn.Module:
     for s in out:
         if s.name not in found:
             raise NoSuchSite(f"{s} is not tied; {nearest(s.name, found)}")
+    index.bindable(found)
     values = values_of(index, found)
     kept: list[tuple[Declaration, BoundTie]] = []
     matched: set[Site] = set()
