@@ -556,3 +556,25 @@ def test_peft_without_ties_is_left_alone() -> None:
     _layers(adapted)[0].unmerge()
     assert [m.merged for m in _layers(adapted)] == [False, True]
     assert not any(k.startswith("_eadem") for m in adapted.modules() for k in m.__dict__)
+
+
+def test_a_tie_with_a_site_outside_the_adapted_model() -> None:
+    """The adapter is on the site that owns θ; the other is in a module peft never sees."""
+    outer = nn.ModuleDict({"inside": _pair(), "outside": nn.Linear(5, 5)})
+    eadem.tie(outer, "inside.a.weight", "outside.weight")
+    adapted = _adapted(outer["inside"], ["a"])
+    other = outer["outside"].weight.clone()
+    with pytest.raises(eadem.TieBroken, match=r"inside\.a\..*outside\.weight.*cannot hold"):
+        adapted.merge_and_unload()
+    assert torch.equal(outer["outside"].weight, other)
+
+
+def test_a_tie_declared_on_an_adapted_model() -> None:
+    adapted = _adapted(_pair(), ["a"])
+    eadem.tie(adapted, f"{AT}a.base_layer.weight", f"{AT}b.weight")
+    (layer,) = _layers(adapted)
+    before = snapshot(adapted)
+    for merge in (layer.merge, adapted.merge_adapter):
+        with pytest.raises(eadem.TieBroken, match=r"a\.base_layer\.weight.*b\.weight"):
+            merge()
+    assert_unchanged(adapted, before)

@@ -69,7 +69,7 @@ def test_fit_is_what_torch_does(system: System) -> None:
     model, x = _built(system), system.input()
     _fit(model, x, keras.optimizers.SGD(0.05))
     plain = system.tied()
-    plain(x)  # building the Keras model above has run the module once
+    plain(x)  # building the Keras model, and asking for the shape of its output, run it too
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.05)
     plain(x)
     for _ in range(3):
@@ -110,15 +110,14 @@ def test_weights_of_an_untied_model_that_differ_raise(system: System, tmp_path: 
     untied = Wrapped(system.stock(seed=3))
     untied(x)
     with torch.no_grad():
-        untied.inner.module.get_parameter(system.sites[-1]).sub_(
-            torch.arange(untied.inner.module.get_parameter(system.sites[-1]).numel())
-            .reshape(untied.inner.module.get_parameter(system.sites[-1]).shape)
-            .square()
-        )
+        p = untied.inner.module.get_parameter(system.sites[-1])
+        p.sub_(torch.arange(p.numel()).reshape(p.shape).square())
     untied.save_weights(tmp_path / "model.weights.h5")
     model = _built(system)
     before = values(model.inner.module, system.sites)
-    with pytest.raises(eadem.TieConflict, match=r"disagree|above 0"):
+    with pytest.raises(
+        ValueError, match="could not be loaded"
+    ):  # Keras's own, in place of ours
         model.load_weights(tmp_path / "model.weights.h5")
     for name, old in before.items():
         assert torch.equal(values(model.inner.module, (name,))[name], old)

@@ -92,6 +92,7 @@ def attach(
 def add_site(group: TieGroup, key: str) -> None:
     """Bind one more derived site of a group that is bound already."""
     module, attr = group.places[key]
+    group.note(group.places[key])
     contents = module.__dict__
     contents.setdefault(ORDER, _order(module))
     dead = module._parameters.pop(attr)
@@ -179,6 +180,7 @@ def _mark(sites: Sites, old: list[TieGroup], new: list[TieGroup]) -> None:
             if not rest:
                 _unhook(module)
     for group in new:
+        group.note(*group.places.values())
         group.scope = sites.ancestors(group.places)
         for module in group.scope:
             set_marks(module, [*marks(module), group])

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from eadem.maps.base import Map, Shape
 from eadem.maps.index import Index, IndexMap
 from eadem.maps.view import Viewed, ViewMap
 
-__all__ = ["BoundEntry", "BoundTie", "Link", "Mark", "Place", "TieGroup", "marks"]
+__all__ = ["BoundEntry", "BoundTie", "Link", "Mark", "Place", "TieGroup", "groups_at", "marks"]
 
 #: Key in a module's `__dict__` for the groups that it contains.
 MARK = "_eadem_scope"
@@ -65,6 +65,10 @@ class BoundTie:
     entries: list[BoundEntry]
 
 
+#: The groups that have had a site in a module, for whoever is given that module alone.
+_at: WeakKeyDictionary[nn.Module, WeakSet[TieGroup]] = WeakKeyDictionary()
+
+
 @dataclass(eq=False)
 class TieGroup:
     """A connected set of ties: `places` and `shapes` by a key that never changes."""
@@ -100,6 +104,18 @@ class TieGroup:
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("keys", "views")}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.note(*self.places.values())
+
+    def note(self, *places: Place) -> None:
+        """Have `groups_at` find the group by the modules of these places."""
+        for place in places:
+            found = _at.get(place.module)
+            if found is None:
+                found = _at[place.module] = WeakSet()
+            found.add(self)
+
     def owner_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters that hold free values; raises TieBroken for one taken away."""
         for key in self.resolved.owners:
@@ -128,6 +144,7 @@ class TieGroup:
             new.places[key] = Place(copy.deepcopy(place.module, memo), place.attr)
         for tie in self.ties:
             new.ties.append(BoundTie([copy.copy(e) for e in tie.entries]))
+        new.note(*new.places.values())
         return new
 
 
@@ -264,6 +281,21 @@ def marks(module: nn.Module) -> list[TieGroup]:
     """The groups marked on one module."""
     mark: Mark | None = module.__dict__.get(MARK)
     return [] if mark is None else mark.groups
+
+
+def groups_at(*modules: nn.Module) -> list[TieGroup]:
+    """The groups with a site directly in one of these modules, whatever model was tied."""
+    found = {g: None for m in modules for g in sorted(_at.get(m, ()), key=_first)}
+    return [
+        g
+        for g in found
+        if any(p.module in modules for p in g.places.values())
+        and any(held is g for m in g.scope[:1] for held in marks(m))
+    ]
+
+
+def _first(group: TieGroup) -> str:
+    return next(iter(group.places))
 
 
 def set_marks(module: nn.Module, groups: list[TieGroup]) -> None:

@@ -22,15 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from eadem.bind import twin, untie
-from eadem.bind.group import LINKS, Place
+from eadem.bind.group import Place, TieGroup, groups_at
 from eadem.bind.names import Sites
-from eadem.bind.settle import groups_in, settle
+from eadem.bind.settle import settle
 from eadem.errors import Unsupported
 
 __all__ = ["follow"]
-
-#: On a layer of an adapter over a tied site: the model whose ties it takes part in.
-ROOT = "_eadem_root"
 
 WAY_OUT = (
     "Keep the adapter unmerged; or give every site of the tie the same change (for a tied "
@@ -40,16 +37,6 @@ WAY_OUT = (
 
 #: Initialisations of LoRA that take a part of the weight away.
 _TAKES = ("pissa", "corda", "olora", "loftq", "lora_ga")
-
-
-class _Root:
-    """A model, remembered by a part of it; a copy of the part alone does not copy it."""
-
-    def __init__(self, model: nn.Module | None) -> None:
-        self.model = model
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Root:
-        return _Root(memo.get(id(self.model)))
 
 
 class _State(threading.local):
@@ -76,7 +63,6 @@ def follow() -> None:
         utils.BaseTuner,
         dict.fromkeys(whole, _of_model)
         | {
-            "inject_adapter": _injected,
             "_check_tied_modules": _checked,
             "delete_adapter": _left,
         },
@@ -121,11 +107,13 @@ def _of_layer(original: Method) -> Method:
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         if id(self) in _state.settled:
             return None
-        root = None if _state.working else _root(self)
-        if root is None or (verb == "unmerge" and not self.merged):
+        groups = [] if _state.working else groups_at(*self.get_base_layer().modules())
+        if not groups or (verb == "unmerge" and not self.merged):
             return original(self, *args, **kwargs)
-        layers = [self] if verb == "merge" else [m for m in _partners(root, self) if m.merged]
-        return _together(root, layers, [], lambda m: getattr(m, verb)(*args, **kwargs))
+        layers = [self]
+        if verb == "unmerge":
+            layers += [m for m in _partners(groups) if m.merged and m is not self]
+        return _together(layers, [], lambda m: getattr(m, verb)(*args, **kwargs))
 
     return run
 
@@ -134,9 +122,9 @@ def _of_model(original: Method) -> Method:
     """`merge_adapter`, `unmerge_adapter` and `merge_and_unload` of a whole model."""
 
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if _state.settled or not Sites(self.model).groups:
-            return original(self, *args, **kwargs)
         layers, savers = _over_ties(self.model)
+        if _state.settled or not (layers or savers):
+            return _left(original)(self, *args, **kwargs)
         given = inspect.signature(original).bind(self, *args, **kwargs).arguments
         given |= given.pop("kwargs", {})
         if original.__name__ != "_unload_and_optionally_merge":
@@ -154,7 +142,7 @@ def _of_model(original: Method) -> Method:
                     **{k: given[k] for k in inspect.signature(m.merge).parameters if k in given}
                 )
 
-        _together(self.model, layers, savers, verb)
+        _together(layers, savers, verb)
         with _state_of(settled=frozenset(id(m) for m in (*layers, *savers))):
             return _left(original)(self, *args, **kwargs)
 
@@ -207,9 +195,7 @@ def _state_of(**values: Any) -> Iterator[None]:
         _state.__dict__.update(before)
 
 
-def _together(
-    root: nn.Module, layers: Sequence[Any], savers: Sequence[Any], verb: Callable[[Any], Any]
-) -> None:
+def _together(layers: Sequence[Any], savers: Sequence[Any], verb: Callable[[Any], Any]) -> None:
     """Run `verb` on layers whose bases are copies, tied to nothing, then take over what came
     of them, and of the modules that `savers` trained. A refusal leaves all as it was.
     """
@@ -224,12 +210,13 @@ def _together(
         changed = {a for m, old in merged for a in {*m.merged_adapters} ^ {*old}}
         changed |= {s.active_adapter for s in savers}
         values = _values(copies)
-        settle(root, values, f"adapter {', '.join(sorted(changed))!r}: merging it", WAY_OUT)
+        groups = groups_at(*{p.module for p in values})
+        settle(groups, values, f"adapter {', '.join(sorted(changed))!r}: merging it", WAY_OUT)
     except BaseException:
         for m, old in merged:
             m.merged_adapters[:] = old
         raise
-    tied = {p for g in Sites(root).groups for p in g.places.values()}
+    tied = {p for g in groups for p in g.places.values()}
     with torch.no_grad():
         for place, value in values.items():
             if place not in tied and place.parameter is not None:
@@ -293,58 +280,21 @@ def _tuner_layers(model: nn.Module) -> list[Any]:
     return [m for m in model.modules() if isinstance(m, kind)]
 
 
-def _around(model: nn.Module, modules: set[nn.Module]) -> list[Any]:
-    """The tuner layers whose base is, or contains, one of `modules`."""
-    layers = _tuner_layers(model)
-    return [m for m in layers if not modules.isdisjoint(m.get_base_layer().modules())]
-
-
 def _over_ties(model: nn.Module) -> tuple[list[Any], list[Any]]:
-    """The tuner layers over tied sites, each told its model, and the modules with a trained
-    copy of a tied one.
-    """
-    tied = {p.module for g in Sites(model).groups for p in g.places.values()}
-    layers = [
-        m for m in _tuner_layers(model) if not tied.isdisjoint(m.get_base_layer().modules())
-    ]
-    for m in layers:
-        if getattr(m.__dict__.get(ROOT), "model", None) is not model:
-            setattr(m, ROOT, _Root(model))
+    """The tuner layers over tied sites, and the modules with a trained copy of a tied one."""
+    layers = [m for m in _tuner_layers(model) if groups_at(*m.get_base_layer().modules())]
     kind: type = import_module("peft.utils.other").ModulesToSaveWrapper
     savers: list[Any] = [m for m in model.modules() if isinstance(m, kind)]
     return layers, [
-        s
-        for s in savers
-        if s.active_adapters and not tied.isdisjoint(s.original_module.modules())
+        s for s in savers if s.active_adapters and groups_at(*s.original_module.modules())
     ]
 
 
-def _root(layer: Any) -> nn.Module | None:
-    """The model whose ties a layer's base takes part in; None where it is not tied."""
-    base = layer.get_base_layer()
-    known = layer.__dict__.get(ROOT)
-    if known is not None and known.model is not None:
-        return known.model if groups_in(known.model, base.modules()) else None
-    links = [k for m in base.modules() for k in m.__dict__.get(LINKS, {}).values()]
-    return links[0].group.scope[0] if links else None
-
-
-def _partners(root: nn.Module, layer: Any) -> list[Any]:
-    """The layers whose bases share a tie with the base of `layer`, and itself."""
-    groups = groups_in(root, layer.get_base_layer().modules())
+def _partners(groups: Sequence[TieGroup]) -> list[Any]:
+    """The layers around the sites of some groups."""
     tied = {p.module for g in groups for p in g.places.values()}
-    return _around(root, tied)
-
-
-def _injected(original: Method) -> Method:
-    """`inject_adapter`: the layers over tied sites are told their model."""
-
-    def run(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        found = original(self, model, *args, **kwargs)
-        _over_ties(model)
-        return found
-
-    return run
+    around = dict.fromkeys(m for g in groups for m in _tuner_layers(g.scope[0]))
+    return [m for m in around if not tied.isdisjoint(m.get_base_layer().modules())]
 
 
 def _checked(original: Method) -> Method:

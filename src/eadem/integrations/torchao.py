@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from eadem.bind import twin
-from eadem.bind.group import Place, TieGroup
-from eadem.bind.names import Sites
+from eadem.bind.group import Place, TieGroup, groups_at
+from eadem.bind.settle import names_of
 from eadem.errors import Unsupported
 
 __all__ = ["follow"]
@@ -66,10 +66,10 @@ def _walk(original: Callable[..., Any]) -> Callable[..., Any]:
         extra_args: tuple[Any, ...] = (),
     ) -> Any:
         rest = (cur_fqn, device, extra_args)
-        if _busy.now or not Sites(model).groups:
+        if _busy.now:
             return original(model, replacement_fn, filter_fn, *rest)
         chosen = dict(_chosen(model, filter_fn, cur_fqn))
-        skip = _shared(model, chosen, lambda m, _: replacement_fn(m, *extra_args))
+        skip = _shared(chosen, lambda m, _: replacement_fn(m, *extra_args))
         _busy.now = True
         try:
             return original(
@@ -101,7 +101,7 @@ def _by_name(api: Any, original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def run(model: nn.Module, config: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(config, api.FqnToConfig) and Sites(model).groups:
+        if isinstance(config, api.FqnToConfig):
             chosen = {
                 m: name
                 for name, m in model.named_modules()
@@ -109,9 +109,7 @@ def _by_name(api: Any, original: Callable[..., Any]) -> Callable[..., Any]:
                 or api._module_param_matches_fqn_config(m, name, config)
                 or ("_default" in config.fqn_to_config and api._is_linear(m))
             }
-            many = _shared(
-                model, chosen, lambda m, name: api._fqn_to_config_handler(m, name, config)
-            )
+            many = _shared(chosen, lambda m, name: api._fqn_to_config_handler(m, name, config))
             if many:
                 names = ", ".join(repr(chosen[m]) for m in many)
                 raise Unsupported(
@@ -123,16 +121,15 @@ def _by_name(api: Any, original: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _shared(model: nn.Module, chosen: dict[nn.Module, str], change: Change) -> set[nn.Module]:
+def _shared(chosen: dict[nn.Module, str], change: Change) -> set[nn.Module]:
     """The chosen modules whose weight an earlier one has in common with them.
 
     Raises Unsupported where a tie cannot hold what `change` puts there.
     """
-    sites = Sites(model)
     skip: set[nn.Module] = set()
-    for group in sites.groups:
+    for group in groups_at(*chosen):
         hit = [m for m in chosen if any(p.module is m for p in group.places.values())]
-        names = sites.named(group)
+        names = names_of(group)
         first: tuple[nn.Module, Tensor] | None = None
         for module in hit:
             made = _made(module, chosen[module], change, names)
