@@ -30,11 +30,23 @@ from torch import Tensor, nn
 
 from eadem import bind
 from eadem._plan import Declaration, Entry, Plan, Site, resolve
+from eadem.bind.load import ARRAYS as PREFIX
 from eadem.errors import EademError, RecordError, Unsupported
-from eadem.maps.base import Map, Shape
+from eadem.maps.base import Map, Shape, on_cpu
 from eadem.maps.spec import from_spec, to_spec
 
-__all__ = ["VERSION", "apply", "load", "materialize", "read_record", "record", "save"]
+__all__ = [
+    "PREFIX",
+    "VERSION",
+    "apply",
+    "checked",
+    "load",
+    "materialize",
+    "read_record",
+    "record",
+    "record_and_arrays",
+    "save",
+]
 
 #: The version of the record's layout. A file with a higher one is refused.
 VERSION = 1
@@ -42,11 +54,11 @@ VERSION = 1
 INLINE_BYTES = 64 * 1024
 
 _FORMAT = "eadem"
-_PREFIX = "eadem/"
 Record = dict[str, Any]
 Arrays = Mapping[str, Tensor]
 
 
+@on_cpu()
 def record(model: nn.Module) -> Record:
     """The ties of a model as a JSON-ready dict; arrays above 64 KB appear by hash only.
 
@@ -57,6 +69,16 @@ def record(model: nn.Module) -> Record:
     return _encode(model)[0]
 
 
+@on_cpu()
+def record_and_arrays(model: nn.Module) -> tuple[Record, dict[str, Tensor]]:
+    """The record, and the arrays that it names by hash, as they are stored beside θ: by
+    "eadem/" and the hash. Raises what `record` raises.
+    """
+    found, arrays = _encode(model)
+    return found, {PREFIX + digest: value for digest, value in arrays.items()}
+
+
+@on_cpu()
 def apply(
     model: nn.Module, record: Mapping[str, Any], arrays: Arrays | None = None
 ) -> list[bind.Tie]:
@@ -67,7 +89,7 @@ def apply(
     newer version, in want of arrays, not of this model, or of another plan than the model
     has; the model is then unchanged.
     """
-    _declare(model, _checked(record), {} if arrays is None else arrays)
+    _declare(model, checked(record), {} if arrays is None else arrays)
     return bind.ties(model)
 
 
@@ -77,8 +99,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises RecordError where the file cannot be written or a map not recorded, Unsupported
     where the state dict holds what safetensors cannot.
     """
-    found, arrays = _encode(model)
-    tensors = _tensors(model) | {_PREFIX + key: value for key, value in arrays.items()}
+    bind.refuse_split(model.named_parameters(), "a file of the whole model")
+    found, arrays = record_and_arrays(model)
+    tensors = _tensors(model) | arrays
     # one entry only: safetensors writes several in no fixed order, and a file is to be
     # the same to the byte
     metadata = {_FORMAT: json.dumps(found, separators=(",", ":"))}
@@ -98,6 +121,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         partial.unlink(missing_ok=True)
 
 
+@on_cpu()
 def load(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Load a file that `save` wrote: tie the model as the file says, then fill in θ.
 
@@ -224,7 +248,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 # a model from a record
 
 
-def _checked(found: Any, where: str = "the record") -> Record:
+def checked(found: Any, where: str = "the record") -> Record:
     """A record of a version that is known. Raises RecordError."""
     if not isinstance(found, Mapping) or found.get("format") != _FORMAT:
         raise RecordError(f"{where} is no record of Eadem's; eadem.record(model) makes one")
@@ -387,9 +411,9 @@ def _read(path: Path) -> tuple[Record, dict[str, Tensor], dict[str, Tensor]]:
         found = json.loads(text)
     except ValueError as error:
         raise RecordError(f"the record in {path} is damaged: {error}") from error
-    arrays = {k.removeprefix(_PREFIX): v for k, v in tensors.items() if k.startswith(_PREFIX)}
-    theta = {k: v for k, v in tensors.items() if not k.startswith(_PREFIX)}
-    return _checked(found, str(path)), arrays, theta
+    arrays = {k.removeprefix(PREFIX): v for k, v in tensors.items() if k.startswith(PREFIX)}
+    theta = {k: v for k, v in tensors.items() if not k.startswith(PREFIX)}
+    return checked(found, str(path)), arrays, theta
 
 
 def _fits(

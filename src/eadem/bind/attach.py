@@ -12,6 +12,7 @@ from eadem.bind.group import LINKS, ORDER, Link, Place, TieGroup, marks, set_mar
 from eadem.bind.load import load_hook
 from eadem.bind.names import Sites
 from eadem.bind.optimizers import note_dead, note_resized, revive
+from eadem.bind.split import full
 
 __all__ = ["attach", "values_of"]
 
@@ -26,7 +27,7 @@ def values_of(sites: Sites, names: Iterable[str]) -> dict[str, Tensor]:
         with torch.no_grad():
             value = module._parameters[attr] if link is None else link.compute()
         assert value is not None
-        found[name] = value.detach()
+        found[name] = full(value.detach())
     return found
 
 
@@ -62,18 +63,17 @@ def attach(
             _store(place.module, place.attr, value.clone(), requires, name)
     for group in new:
         requires = _requires_grad_before(group, learned)
-        for key in group.places:
+        for key, e in group.resolved.expressions.items():
             module, attr = group.places[key]
-            owner = group.resolved.owners.get(key)
-            if owner is None:
-                dead = module._parameters.pop(attr, None)
-                if dead is not None:
-                    e = group.resolved.expressions[key]
-                    note_dead(dead, f"{key!r} now takes its value from {list(e.owners)}")
-            else:
-                _store(module, attr, thetas[key].reshape(owner.shape), requires, key)
+            dead = module._parameters.pop(attr, None)
+            if dead is not None:
+                note_dead(dead, f"{key!r} now takes its value from {list(e.owners)}")
+        # owners last: an alias's parameter, taken away above, is held by its owner still
+        for key, owner in group.resolved.owners.items():
+            module, attr = group.places[key]
+            _store(module, attr, thetas[key].reshape(owner.shape), requires, key)
     for group in new:
-        for key in group.resolved.expressions:
+        for key in group.bound:
             module, attr = group.places[key]
             link = group.link(key)
             if not link.sources:
@@ -92,7 +92,6 @@ def attach(
 def add_site(group: TieGroup, key: str) -> None:
     """Bind one more derived site of a group that is bound already."""
     module, attr = group.places[key]
-    group.note(group.places[key])
     contents = module.__dict__
     contents.setdefault(ORDER, _order(module))
     dead = module._parameters.pop(attr)
@@ -180,7 +179,6 @@ def _mark(sites: Sites, old: list[TieGroup], new: list[TieGroup]) -> None:
             if not rest:
                 _unhook(module)
     for group in new:
-        group.note(*group.places.values())
         group.scope = sites.ancestors(group.places)
         for module in group.scope:
             set_marks(module, [*marks(module), group])

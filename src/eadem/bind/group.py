@@ -8,23 +8,34 @@ those of the model that is asked.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary, WeakSet
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from eadem._plan import Expression, Group, Owner
 from eadem._plan.site import Item
-from eadem.errors import TieBroken, Unsupported
+from eadem.bind.split import wholes
+from eadem.errors import EademError, TieBroken, Unsupported
 from eadem.maps.base import Map, Shape
 from eadem.maps.index import Index, IndexMap
-from eadem.maps.view import Viewed, ViewMap
+from eadem.maps.view import Same, Viewed, ViewMap
 
-__all__ = ["BoundEntry", "BoundTie", "Link", "Mark", "Place", "TieGroup", "groups_at", "marks"]
+__all__ = [
+    "BoundEntry",
+    "BoundTie",
+    "Link",
+    "Mark",
+    "Place",
+    "TieGroup",
+    "groups_at",
+    "living",
+    "marks",
+]
 
 #: Key in a module's `__dict__` for the groups that it contains.
 MARK = "_eadem_scope"
@@ -32,6 +43,10 @@ MARK = "_eadem_scope"
 LINKS = "_eadem_sites"
 #: Key in a module's `__dict__` for the order its parameters had before any tie.
 ORDER = "_eadem_order"
+#: How many refusals a group remembers.
+REFUSALS = 3
+
+Refusal = TypeVar("Refusal", bound=EademError)
 
 
 class Place(NamedTuple):
@@ -65,10 +80,6 @@ class BoundTie:
     entries: list[BoundEntry]
 
 
-#: The groups that have had a site in a module, for whoever is given that module alone.
-_at: WeakKeyDictionary[nn.Module, WeakSet[TieGroup]] = WeakKeyDictionary()
-
-
 @dataclass(eq=False)
 class TieGroup:
     """A connected set of ties: `places` and `shapes` by a key that never changes."""
@@ -78,6 +89,9 @@ class TieGroup:
     ties: list[BoundTie]
     resolved: Group
     scope: list[nn.Module] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _living.add(self)
 
     @cached_property
     def keys(self) -> dict[Place, str]:
@@ -93,6 +107,19 @@ class TieGroup:
             isinstance(e.outer, Viewed) for e in derived
         )
 
+    @cached_property
+    def refusals(self) -> list[str]:
+        """What was refused over these ties in this process, latest last."""
+        return []
+
+    def refuse(self, error: Refusal) -> Refusal:
+        """Note an error that is about to be raised over these ties, so that `explain` can
+        repeat it where the user sees it late or not at all.
+        """
+        self.refusals.append(f"{type(error).__name__}: {error}")
+        del self.refusals[:-REFUSALS]
+        return error
+
     @property
     def equality(self) -> bool:
         """Whether every site is one and the same parameter."""
@@ -102,34 +129,41 @@ class TieGroup:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("keys", "views")}
+        derived = ("keys", "views", "refusals")
+        return {k: v for k, v in self.__dict__.items() if k not in derived}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.note(*self.places.values())
-
-    def note(self, *places: Place) -> None:
-        """Have `groups_at` find the group by the modules of these places."""
-        for place in places:
-            found = _at.get(place.module)
-            if found is None:
-                found = _at[place.module] = WeakSet()
-            found.add(self)
+        _living.add(self)
 
     def owner_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters that hold free values; raises TieBroken for one taken away."""
         for key in self.resolved.owners:
             found = self.places[key].parameter
             if found is None:
-                raise TieBroken(
-                    f"the parameter {key!r}, which holds the free values of a tie, is gone: "
-                    "something deleted it or set it to None; untie before removing a parameter"
+                raise self.refuse(
+                    TieBroken(
+                        f"the parameter {key!r}, which holds the free values of a tie, is "
+                        "gone: something deleted it or set it to None; untie before removing "
+                        "a parameter"
+                    )
                 )
             yield key, found
 
+    @property
+    def bound(self) -> Iterator[str]:
+        """The sites whose modules carry a link: those that other parameters have a say in.
+        An owner of all its values is one of them where it is not the only owner.
+        """
+        for key in self.places:
+            if key in self.resolved.expressions or len(self.resolved.owners) > 1:
+                yield key
+
     def link(self, key: str) -> Link:
-        """How the site `key` is computed."""
-        e = self.resolved.expressions[key]
+        """How the value of the site `key` comes about."""
+        e = self.resolved.expressions.get(key)
+        if e is None:
+            e = Expression((key,), Same().bind(self.shapes[key]))
         sources = [(*self.places[o], self.resolved.owners[o]) for o in e.owners]
         return Link(self, key, e, sources, self.shapes[key])
 
@@ -144,7 +178,6 @@ class TieGroup:
             new.places[key] = Place(copy.deepcopy(place.module, memo), place.attr)
         for tie in self.ties:
             new.ties.append(BoundTie([copy.copy(e) for e in tie.entries]))
-        new.note(*new.places.values())
         return new
 
 
@@ -203,8 +236,12 @@ class Link:
         return [m._parameters[a] for m, a, _ in self.sources]  # type: ignore[misc]
 
     def compute(self) -> Tensor:
-        """The site's value now."""
+        """The site's value now; where its owners are split over processes, gathered."""
         thetas = self.parameters()
+        for p in thetas:
+            if type(p) is not nn.Parameter:
+                thetas = wholes(self, thetas)
+                break
         if self.same:
             return thetas[0]
         if self.direct is not None:
@@ -227,6 +264,23 @@ class Link:
         self.ready()
 
 
+_living: WeakSet[TieGroup] = WeakSet()
+
+
+def living() -> Iterator[TieGroup]:
+    """The groups that are on some module now, of whatever model."""
+    for group in list(_living):
+        if any(g is group for m in group.scope for g in marks(m)):
+            yield group
+
+
+def groups_at(modules: Iterable[nn.Module]) -> list[TieGroup]:
+    """The groups with a site directly in one of these modules, whatever model was tied."""
+    wanted = set(modules)
+    found = [g for g in living() if any(p.module in wanted for p in g.places.values())]
+    return sorted(found, key=lambda g: next(iter(g.places)))
+
+
 class _Token:
     """Pickled before a group. A pickler keeps what it has pickled alive, so a live token
     means that a whole group is being pickled; a failed pickle leaves none behind.
@@ -242,15 +296,17 @@ class _Token:
 _tokens: WeakSet[_Token] = WeakSet()
 
 
-def refuse_alone(what: str) -> None:
+def refuse_alone(link: Link) -> None:
     """Raise Unsupported unless a whole group is being pickled: a derived site pickled alone
     would drag its owner along unseen.
     """
     if not _tokens:
-        raise Unsupported(
-            f"{what} takes its value from a parameter elsewhere and cannot be pickled alone; "
-            "pickle a module that contains the whole tie, or copy.deepcopy the part first "
-            "(the copy is independent)"
+        raise link.group.refuse(
+            Unsupported(
+                f"{link.key!r} is tied to a parameter elsewhere and cannot be "
+                "pickled alone; pickle a module that contains the whole tie, or copy.deepcopy "
+                "the part first (the copy is independent)"
+            )
         )
 
 
@@ -265,8 +321,15 @@ class Mark:
     def __deepcopy__(self, memo: dict[int, Any]) -> Mark:
         new = Mark([])
         memo[id(self)] = new
-        copies = [copy.deepcopy(g, memo) for g in self.groups]
-        new.groups = [g for g in copies if g is not None]
+        for group in self.groups:
+            copied = copy.deepcopy(group, memo)
+            if copied is None:
+                continue
+            new.groups.append(copied)
+            # the module that carries this mark may be copied after the group was
+            here = next(m for m in group.scope if m.__dict__.get(MARK) is self)
+            if not any(m is memo[id(here)] for m in copied.scope):
+                copied.scope.append(memo[id(here)])
         return new
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -281,21 +344,6 @@ def marks(module: nn.Module) -> list[TieGroup]:
     """The groups marked on one module."""
     mark: Mark | None = module.__dict__.get(MARK)
     return [] if mark is None else mark.groups
-
-
-def groups_at(*modules: nn.Module) -> list[TieGroup]:
-    """The groups with a site directly in one of these modules, whatever model was tied."""
-    found = {g: None for m in modules for g in sorted(_at.get(m, ()), key=_first)}
-    return [
-        g
-        for g in found
-        if any(p.module in modules for p in g.places.values())
-        and any(held is g for m in g.scope[:1] for held in marks(m))
-    ]
-
-
-def _first(group: TieGroup) -> str:
-    return next(iter(group.places))
 
 
 def set_marks(module: nn.Module, groups: list[TieGroup]) -> None:

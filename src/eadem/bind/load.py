@@ -10,13 +10,18 @@ from torch import Tensor, nn
 from eadem._plan import first, mean, plan_of
 from eadem.bind.group import TieGroup, marks
 from eadem.bind.names import Sites
+from eadem.bind.split import refuse_full
 from eadem.bind.written import agree
 from eadem.errors import RecordError, TieConflict
-from eadem.maps.base import numel
+from eadem.maps.base import numel, on_cpu
 
-__all__ = ["lifted", "load_hook"]
+__all__ = ["ARRAYS", "lifted", "load_hook"]
+
+#: What the keys of a record's arrays begin with, where they are stored beside θ.
+ARRAYS = "eadem/"
 
 
+@on_cpu()
 def load_hook(
     module: nn.Module,
     state: dict[str, Any],
@@ -30,7 +35,8 @@ def load_hook(
     """State-dict pre-hook of a module that contains whole groups.
 
     For each tie a checkpoint may hold θ (as this model writes it) or the sites in full (as
-    the untied model does); in full, they are lifted. Raises TieConflict where they disagree,
+    the untied model does); in full, they are lifted. A record's arrays beside them are passed
+    over: a model that is tied has them. Raises TieConflict where the sites disagree,
     RecordError where one tie mixes both forms.
     """
     groups = marks(module)
@@ -42,6 +48,8 @@ def load_hook(
         keys = {k: prefix + names[p] for k, p in group.places.items() if p in names}
         if len(keys) == len(group.places):
             changes.append(_settle(group, state, keys))
+    for key in [k for k in state if k.startswith(ARRAYS)]:
+        del state[key]
     for drop, thetas in changes:
         for key in drop:
             state.pop(key, None)
@@ -72,25 +80,33 @@ def _settle(
             wanted = f"{group.shapes[key]}"
             if owner is not None and owner.shape != group.shapes[key]:
                 wanted += f" (the site) or {owner.shape} (its free values)"
-            raise RecordError(
-                f"the checkpoint holds {name!r} with shape {shape}; its tie wants {wanted}. "
-                "Nothing was loaded"
+            raise group.refuse(
+                RecordError(
+                    f"the checkpoint holds {name!r} with shape {shape}; its tie wants "
+                    f"{wanted}. Nothing was loaded"
+                )
             )
     if not full_form:
         return [], {}
     if theta_form:
-        raise RecordError(
-            f"the checkpoint mixes free values ({', '.join(theta_form[:3])}) and full sites "
-            f"({', '.join(full_form[:3])}) of one tie; save it whole in one form. Nothing was "
-            "loaded"
+        raise group.refuse(
+            RecordError(
+                f"the checkpoint mixes free values ({', '.join(theta_form[:3])}) and full "
+                f"sites ({', '.join(full_form[:3])}) of one tie; save it whole in one form. "
+                "Nothing was loaded"
+            )
         )
+    refuse_full(full_form, [p for _, p in group.owner_parameters()])
     thetas, worst = lifted(group, given)
     if worst is not None:
         sites = ", ".join(list(keys.values())[:4])
-        raise TieConflict(
-            f"the checkpoint's values for the tied sites {sites} disagree: the largest "
-            f"difference is {worst[0]:.6g}, at {keys[worst[1]]!r}. Nothing was loaded; load "
-            "them into an untied model and tie it with start='mean', or untie this one first"
+        raise group.refuse(
+            TieConflict(
+                f"the checkpoint's values for the tied sites {sites} disagree: the largest "
+                f"difference is {worst[0]:.6g}, at {keys[worst[1]]!r}. Nothing was loaded; "
+                "load them into an untied model and tie it with start='mean', or untie this "
+                "one first"
+            )
         )
     return [keys[k] for k in given], {keys[o]: t for o, t in thetas.items()}
 

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from eadem._plan.site import parse
 from eadem.bind.group import LINKS, MARK, ORDER, Place, TieGroup
+from eadem.bind.split import refuse_split
 from eadem.errors import NoSuchSite, TieBroken, Unsupported, nearest
 from eadem.maps.base import Shape
 
@@ -31,17 +32,28 @@ UNSUPPORTED = "_eadem_unsupported"
 
 
 class _Registrations:
-    """Counts the modules and parameters that torch registers anywhere, so that a model need
-    not be walked again while nothing has been.
+    """Counts when torch registers modules or parameters anywhere, so that a model need not
+    be walked again while nothing has been.
     """
 
     def __init__(self) -> None:
-        self.count = 0
+        self._count = 0
+        self._more = False
         register_module_module_registration_hook(self._note)
         register_module_parameter_registration_hook(self._note)
 
     def _note(self, *args: Any) -> None:
-        self.count += 1
+        # Only written here: torch.compile would guard on a value that was read, and compile
+        # a forward that slices a ModuleList, as Llama's does, at every call.
+        self._more = True
+
+    @property
+    def count(self) -> int:
+        """A number that is another after every registration."""
+        if self._more:
+            self._more = False
+            self._count += 1
+        return self._count
 
 
 _registrations = _Registrations()
@@ -340,6 +352,7 @@ class Sites:
                 )
                 if p is None:
                     continue
+            refuse_split([(name, p)], "a tie")
             if not (p.dtype.is_floating_point or p.dtype.is_complex):
                 raise Unsupported(
                     f"{name!r} holds {p.dtype}; a tie learns its values, so they must be "

@@ -50,9 +50,11 @@ def settle(
                 continue
             away, key = worst
             why = f"at {names[key]!r} they are {away:.3g} from what it gives"
-        raise TieBroken(
-            f"{doing} would give the tied sites {', '.join(list(names.values())[:4])} values "
-            f"that their tie cannot hold: {why}. Nothing was changed. {way_out}"
+        raise group.refuse(
+            TieBroken(
+                f"{doing} would give the tied sites {', '.join(list(names.values())[:4])} "
+                f"values that their tie cannot hold: {why}. Nothing was changed. {way_out}"
+            )
         )
     for group, thetas in written:
         for key, p in group.owner_parameters():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import init
 
 from eadem._plan import first
+from eadem.bind.split import full, put
 from eadem.errors import TieBroken
 from eadem.maps.base import LinearMap, Map
 
@@ -155,7 +156,7 @@ def _write(link: Link, value: Tensor, drawn: bool) -> None:
     """
     plain = value.detach().as_subclass(Tensor)
     before = link.compute().detach()
-    roots = [o.values(p.detach()).reshape(-1) for (_, o), p in _owners(link)]
+    roots = [o.values(full(p.detach())).reshape(-1) for (_, o), p in _owners(link)]
     flat = torch.cat(roots) if roots else before.new_zeros(0)
     outer = link.expression.outer
     changed = (plain != before).reshape(-1)
@@ -165,7 +166,7 @@ def _write(link: Link, value: Tensor, drawn: bool) -> None:
     for ((key, owner), p), piece in zip(_owners(link), pieces, strict=True):
         own = piece.reshape(owner.roots)
         theta = own if owner.source is None else owner.source.lift(own)
-        thetas[key] = theta.reshape(p.shape).to(p)
+        thetas[key] = theta.reshape(p.shape).to(p.device, p.dtype)
     back = [o.values(thetas[k]).reshape(-1) for k, o in link.owners()]
     joined = torch.cat(back) if back else flat
     after = outer.expand(joined.reshape(outer.in_shape))
@@ -173,12 +174,14 @@ def _write(link: Link, value: Tensor, drawn: bool) -> None:
         ok, away = agree(plain.reshape(-1)[changed], after.reshape(-1)[changed])
         if not ok:
             _restore(plain, before)
-            raise TieBroken(
-                f"the values written at {link.key!r} do not satisfy its tie (largest "
-                f"difference {away:.3g}); write values that do, or untie the site first"
+            raise link.group.refuse(
+                TieBroken(
+                    f"the values written at {link.key!r} do not satisfy its tie (largest "
+                    f"difference {away:.3g}); write values that do, or untie the site first"
+                )
             )
     for (key, _), p in _owners(link):
-        p.copy_(thetas[key])
+        put(p, thetas[key])
     _restore(plain, after)
 
 
@@ -214,17 +217,21 @@ def assign(link: Link, value: Any, source: str | None = None) -> None:
     """`module.attr = value` at a derived site: θ takes the value, or it raises."""
     name = source or link.key
     if not isinstance(value, Tensor):
-        raise TieBroken(
-            f"{name!r} is tied and was assigned {type(value).__name__}; untie it first"
+        raise link.group.refuse(
+            TieBroken(
+                f"{name!r} is tied and was assigned {type(value).__name__}; untie it first"
+            )
         )
     if not isinstance(value, nn.Parameter) and (
         value.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(value)
     ):
-        raise TieBroken(
-            f"{name!r} is tied (its values come from "
-            f"{', '.join(link.expression.owners) or 'a constant'}); a value that is to be "
-            "differentiated cannot stand in for it. Give functional_call the free values by "
-            "their own names, or use eadem.twin(model)"
+        raise link.group.refuse(
+            TieBroken(
+                f"{name!r} is tied (its values come from "
+                f"{', '.join(link.expression.owners) or 'a constant'}); a value that is to be "
+                "differentiated cannot stand in for it. Give functional_call the free values "
+                "by their own names, or use eadem.twin(model)"
+            )
         )
     outer = link.expression.outer
     if link.same:
@@ -237,24 +244,29 @@ def assign(link: Link, value: Any, source: str | None = None) -> None:
             return
     if tuple(value.shape) != link.shape:
         owners = ", ".join(link.expression.owners) or "a constant"
-        raise TieBroken(
-            f"{name!r} is tied (its values come from {owners}) and has shape {link.shape}; it "
-            f"was given shape {tuple(value.shape)}. Assign a tensor of its shape, resize the "
-            "owner, or untie it first"
+        raise link.group.refuse(
+            TieBroken(
+                f"{name!r} is tied (its values come from {owners}) and has shape {link.shape}; "
+                f"it was given shape {tuple(value.shape)}. Assign a tensor of its shape, "
+                "resize the owner, or untie it first"
+            )
         )
-    known = first(link.group.resolved, {link.key: value.detach()}, _held(link))
-    thetas = {k: known.thetas[k].to(p) for (k, _), p in _owners(link)}
+    value = full(value.detach())
+    known = first(link.group.resolved, {link.key: value}, _held(link))
+    thetas = {k: known.thetas[k].to(p.device, p.dtype) for (k, _), p in _owners(link)}
     roots = [o.values(thetas[k]).reshape(-1) for k, o in link.owners()]
     joined = torch.cat(roots) if roots else value.new_zeros(0)
-    ok, away = agree(value.detach(), outer.expand(joined.reshape(outer.in_shape)))
+    ok, away = agree(value, outer.expand(joined.reshape(outer.in_shape)))
     if not ok:
-        raise TieBroken(
-            f"the values given to {name!r} do not satisfy its tie (largest difference "
-            f"{away:.3g}); give values that do, or untie the site first"
+        raise link.group.refuse(
+            TieBroken(
+                f"the values given to {name!r} do not satisfy its tie (largest difference "
+                f"{away:.3g}); give values that do, or untie the site first"
+            )
         )
     for (key, _), p in _owners(link):
-        p.copy_(thetas[key])
+        put(p, thetas[key])
 
 
 def _held(link: Link) -> dict[str, Tensor]:
-    return {k: p.detach() for k, p in link.group.owner_parameters()}
+    return {k: full(p.detach()) for k, p in link.group.owner_parameters()}

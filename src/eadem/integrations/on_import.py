@@ -23,6 +23,8 @@ FOLLOWED = {
     "torchao.quantization.quant_api": "eadem.integrations.torchao",
     "torch": "eadem.integrations.torch_quantization",
     "torch.ao.quantization.quantize_fx": "eadem.integrations.torch_quantization",
+    "accelerate.big_modeling": "eadem.integrations.accelerate",
+    "transformers.modeling_utils": "eadem.integrations.transformers",
 }
 
 

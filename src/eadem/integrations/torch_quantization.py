@@ -38,7 +38,7 @@ def _refuse_some(original: Any) -> Any:
         from eadem.bind.group import groups_at
 
         for found in _quantised(module, qconfig_dict or {}, None, ""):
-            for group in groups_at(found):
+            for group in groups_at([found]):
                 _refuse(group, found)
         return original(module, qconfig_dict, *args, **kwargs)
 
@@ -73,9 +73,8 @@ def _refuse_all(original: Any) -> Any:
     def run(model: Any, *args: Any, **kwargs: Any) -> Any:
         from eadem.bind.group import groups_at
 
-        for module in model.modules():
-            for group in groups_at(module):
-                _refuse(group, module)
+        for group in groups_at(model.modules()):
+            _refuse(group, next(iter(group.places.values())).module)
         return original(model, *args, **kwargs)
 
     return run
@@ -87,9 +86,12 @@ def _refuse(group: Any, module: Any) -> None:
 
     names = names_of(group)
     at = next(names[k] for k, p in group.places.items() if p.module is module)
-    raise Unsupported(
-        f"torch.ao.quantization would replace the module of {at!r}, which is tied "
-        f"({', '.join(list(names.values())[:4])}): every site would hold its own "
-        "quantised weight, or be passed over. Nothing was changed. Quantise an equality with "
-        "torchao.quantization.quantize_, which keeps one weight, or quantise eadem.twin(model)"
+    raise group.refuse(
+        Unsupported(
+            f"torch.ao.quantization would replace the module of {at!r}, which is tied "
+            f"({', '.join(list(names.values())[:4])}): every site would hold its own quantised "
+            "weight, or be passed over. Nothing was changed. Quantise an equality with "
+            "torchao.quantization.quantize_, which keeps one weight, or quantise "
+            "eadem.twin(model)"
+        )
     )

@@ -25,6 +25,11 @@ from eadem.errors import Unsupported
 
 __all__ = ["follow"]
 
+WAY_OUT = (
+    "Nothing was changed. Leave it out of the filter, or take it out of its tie first with "
+    "eadem.untie(model, site)"
+)
+
 Change = Callable[[nn.Module, str], Any]
 
 
@@ -127,7 +132,7 @@ def _shared(chosen: dict[nn.Module, str], change: Change) -> set[nn.Module]:
     Raises Unsupported where a tie cannot hold what `change` puts there.
     """
     skip: set[nn.Module] = set()
-    for group in groups_at(*chosen):
+    for group in groups_at(chosen):
         hit = [m for m in chosen if any(p.module is m for p in group.places.values())]
         names = names_of(group)
         first: tuple[nn.Module, Tensor] | None = None
@@ -137,11 +142,12 @@ def _shared(chosen: dict[nn.Module, str], change: Change) -> set[nn.Module]:
                 if place not in group.keys:
                     continue
                 if not group.equality:
-                    raise Unsupported(
-                        f"quantising {names[group.keys[place]]!r} would leave its tie "
-                        f"({_listed(names)}), which is no equality: a quantised weight cannot "
-                        "be seen through another map. Nothing was changed. Leave it out of the "
-                        "filter, or take it out of its tie first with eadem.untie(model, site)"
+                    raise group.refuse(
+                        Unsupported(
+                            f"quantising {names[group.keys[place]]!r} would leave its tie "
+                            f"({_listed(names)}), which is no equality: a quantised weight "
+                            f"cannot be seen through another map. {WAY_OUT}"
+                        )
                     )
                 if first is None:
                     first = (module, value)
@@ -185,8 +191,7 @@ def _readable(group: TieGroup, at: Place, value: Tensor, names: dict[str, str]) 
             raise Unsupported(
                 f"quantising {names[group.keys[at]]!r} would quantise {names[key]!r} too, "
                 f"which is tied to it, and its {type(copied).__name__} cannot compute with a "
-                f"{type(value).__name__} ({e}). Nothing was changed. Leave it out of the "
-                "filter, or take it out of its tie first with eadem.untie(model, site)"
+                f"{type(value).__name__} ({e}). {WAY_OUT}"
             ) from e
 
 

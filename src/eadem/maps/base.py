@@ -64,6 +64,20 @@ def numel(shape: Sequence[int]) -> int:
 
 
 @contextmanager
+def on_cpu() -> Iterator[None]:
+    """Where indices and other constants are made: on the CPU, whatever the default device.
+
+    Under `torch.device("meta")`, or accelerate's `init_empty_weights(include_buffers=True)`,
+    they would have no values.
+    """
+    if not torch._C._len_torch_function_stack():  # no default device has been set
+        yield
+        return
+    with torch.device("cpu"):
+        yield
+
+
+@contextmanager
 def outside() -> Iterator[None]:
     """Where constants are made: outside autograd, inference mode and torch.func transforms.
 
@@ -74,6 +88,7 @@ def outside() -> Iterator[None]:
         temporarily_clear_interpreter_stack(),
         torch.inference_mode(False),
         torch.no_grad(),
+        on_cpu(),
     ):
         yield
 
