@@ -16,6 +16,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from eadem._plan import Expression, Group, Owner
 from eadem._plan.site import Item
@@ -35,6 +36,7 @@ __all__ = [
     "groups_at",
     "living",
     "marks",
+    "note_living",
 ]
 
 #: Key in a module's `__dict__` for the groups that it contains.
@@ -89,9 +91,6 @@ class TieGroup:
     ties: list[BoundTie]
     resolved: Group
     scope: list[nn.Module] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        _living.add(self)
 
     @cached_property
     def keys(self) -> dict[Place, str]:
@@ -178,6 +177,7 @@ class TieGroup:
             new.places[key] = Place(copy.deepcopy(place.module, memo), place.attr)
         for tie in self.ties:
             new.ties.append(BoundTie([copy.copy(e) for e in tie.entries]))
+        _living.add(new)
         return new
 
 
@@ -239,7 +239,7 @@ class Link:
         """The site's value now; where its owners are split over processes, gathered."""
         thetas = self.parameters()
         for p in thetas:
-            if type(p) is not nn.Parameter:
+            if type(p) is not Parameter:
                 thetas = wholes(self, thetas)
                 break
         if self.same:
@@ -267,11 +267,15 @@ class Link:
 _living: WeakSet[TieGroup] = WeakSet()
 
 
-def living() -> Iterator[TieGroup]:
-    """The groups that are on some module now, of whatever model."""
-    for group in list(_living):
-        if any(g is group for m in group.scope for g in marks(m)):
-            yield group
+def living() -> list[TieGroup]:
+    """Every group that is on some module now, of whatever model."""
+    return list(_living)
+
+
+def note_living(gone: list[TieGroup], new: list[TieGroup]) -> None:
+    """Note that some groups were taken off their modules and others put on."""
+    _living.difference_update(gone)
+    _living.update(new)
 
 
 def groups_at(modules: Iterable[nn.Module]) -> list[TieGroup]:

@@ -23,7 +23,7 @@ from eadem.bind.split import refuse_split
 from eadem.errors import NoSuchSite, TieBroken, Unsupported, nearest
 from eadem.maps.base import Shape
 
-__all__ = ["Sites", "is_pattern", "match"]
+__all__ = ["Sites", "forget", "is_pattern", "match"]
 
 
 #: Attribute of a module class whose parameters, and those below it, carry no tie: the reason
@@ -102,6 +102,11 @@ class _Walk:
 
 
 _walked: WeakKeyDictionary[nn.Module, _Walk] = WeakKeyDictionary()
+
+
+def forget(model: nn.Module) -> None:
+    """Walk a model again when it is next asked: it was changed behind torch's back."""
+    _walked.pop(model, None)
 
 
 class Sites:

@@ -175,9 +175,9 @@ def _whole_forward(link: Link) -> None:
         if frame.f_code is _CALL and isinstance(frame.f_locals.get("self"), fsdp.FSDPModule):
             raise TieBroken(
                 f"{link.key!r} takes its value from {_owners(link)}, which is sharded while "
-                "this module runs: torch's fully_shard wrapped the sites of the tie apart. "
-                "Shard the untouched model with eadem.integrations.fsdp.fully_shard(model, "
-                "*blocks), which keeps a tie's parameters with a module that contains all of "
-                "its sites"
+                "this module runs: torch's fully_shard wrapped the sites of the tie apart, or "
+                "wrapped them with a module whose forward is not called. Shard the untouched "
+                "model with eadem.integrations.fsdp.fully_shard(model, *blocks), which keeps "
+                "a tie's parameters with a block that contains all of its sites"
             )
         frame = frame.f_back
