@@ -8,7 +8,7 @@ those of the model that is asked.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -33,6 +33,7 @@ __all__ = [
     "Mark",
     "Place",
     "TieGroup",
+    "groups_at",
     "living",
     "marks",
     "note_living",
@@ -275,6 +276,13 @@ def note_living(gone: list[TieGroup], new: list[TieGroup]) -> None:
     """Note that some groups were taken off their modules and others put on."""
     _living.difference_update(gone)
     _living.update(new)
+
+
+def groups_at(modules: Iterable[nn.Module]) -> list[TieGroup]:
+    """The groups with a site directly in one of these modules, whatever model was tied."""
+    wanted = set(modules)
+    found = [g for g in living() if any(p.module in wanted for p in g.places.values())]
+    return sorted(found, key=lambda g: next(iter(g.places)))
 
 
 class _Token:

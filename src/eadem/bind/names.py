@@ -26,6 +26,11 @@ from eadem.maps.base import Shape
 __all__ = ["Sites", "forget", "is_pattern", "match"]
 
 
+#: Attribute of a module class whose parameters, and those below it, carry no tie: the reason
+#: and the way out.
+UNSUPPORTED = "_eadem_unsupported"
+
+
 class _Registrations:
     """Counts when torch registers modules or parameters anywhere, so that a model need not
     be walked again while nothing has been.
@@ -328,9 +333,20 @@ class Sites:
             return common or [self.model]
         return self._scan.ancestors(p.module for p in places.values())
 
+    def bindable(self, names: Iterable[str]) -> None:
+        """Raise Unsupported where a module on the way to a place says it carries no tie."""
+        for name in names:
+            for module in self._chain(name) or self.modules:
+                why = getattr(type(module), UNSUPPORTED, None)
+                if why is not None:
+                    kind = type(module).__name__
+                    raise Unsupported(f"{name!r} is in the {kind} of another library: {why}")
+
     def supported(self, names: Iterable[str]) -> None:
         """Raise Unsupported where a place cannot carry a tie, or the places do not agree."""
         first: tuple[str, torch.Tensor] | None = None
+        names = list(names)
+        self.bindable(names)
         for name in names:
             module, attr = self[name]
             _supported_module(name, module)
