@@ -336,7 +336,7 @@ def _joined(ties: list[Pairs], absent: set[str]) -> list[Pairs]:
         outside = [[(s, m) for s, m in t if parse(s)[0] != name] for t in using]
         if any(outside) and max(map(len, inside)) > 1:
             raise _refusal(name, using)
-        while len([t for t in outside if t]) > 1:
+        while any(outside) and len(outside) > 1:
             same = next(
                 (
                     i
@@ -345,7 +345,7 @@ def _joined(ties: list[Pairs], absent: set[str]) -> list[Pairs]:
                 ),
                 None,
             )
-            if same is None or any(own[0][0] != name for own in inside):
+            if same is None or any(site != name for own in inside for site, _ in own):
                 raise _refusal(name, using)
             into = 0 if same else 1
             spec, known = inside[into][0][1], dict(outside[into])
