@@ -156,6 +156,8 @@ def _write(link: Link, value: Tensor, drawn: bool) -> None:
     brought in line, so that a chain of writes (as in `init.trunc_normal_`) goes on from it.
     """
     plain = value.detach().as_subclass(Tensor)
+    if plain.is_meta:
+        return  # neither has values
     before = link.compute().detach()
     roots = [o.values(full(p.detach())).reshape(-1) for (_, o), p in _owners(link)]
     flat = torch.cat(roots) if roots else before.new_zeros(0)
