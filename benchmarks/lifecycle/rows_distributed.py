@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from . import oracle
 from .oracle import Reference, Stopped, event, judge, worst
 from .rows import Case, Row, always, first_two, kept, said
-from .subjects import Subject, read
+from .subjects import FIVE, Subject, read
 from .verdict import Outcome, Verdict, short
 from .ways import EADEM, Way
 
@@ -281,7 +282,7 @@ def _gathered(
     count = sum(p.numel() for p in model.parameters())
     outcomes = [_agrees({n: v for n, v in full.items() if n in want and
                          v.shape == want[n].shape}, want, loose)]
-    if full.keys() >= set(subject.sites):
+    if all(n in full and full[n].shape == want[n].shape for n in subject.sites):
         for n, w in subject.expand(subject.theta(full)).items():
             if not torch.allclose(w, full[n], atol=loose, rtol=loose):
                 far = float((w - full[n]).abs().max())
@@ -335,6 +336,34 @@ def _tensor_parallel(rank: int, way: Way, subject: Subject) -> Outcome:
     return _gathered(way, model, subject, want, 1e-4)
 
 
+class _Even(nn.Module):
+    """An autoencoder whose inner width two processes divide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(6, 4)
+        self.decoder = nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.decoder(torch.tanh(self.encoder(x)))
+        return found
+
+
+def _divisible() -> tuple[Subject, ...]:
+    return tuple(replace(s, factory=_Even) if s.name == "transpose" else s for s in FIVE)
+
+
+def _without_norm() -> tuple[Subject, ...]:
+    """torch's BatchNorm does not take bfloat16 weights with float32 statistics."""
+
+    def kernels() -> nn.Module:
+        model = FIVE[2].factory()
+        model.norm = nn.Identity()
+        return model
+
+    return tuple(replace(s, factory=kernels) if s.name == "kernels" else s for s in FIVE)
+
+
 def _one_batch(subject: Subject) -> dict[str, Tensor]:
     model = Reference(subject, subject.call)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -361,10 +390,11 @@ ROWS = (
     Row(27, "sharded with FSDP2, two processes", (
         Case("by block", _pair(_fsdp()), seconds=120),
         Case("at the root", _pair(_fsdp(blocks_too=False)), seconds=120),
-        Case("mixed precision", _pair(_fsdp(mixed=True)), seconds=120),
+        Case("mixed precision", _pair(_fsdp(mixed=True)), subjects=_without_norm,
+             seconds=120),
     )),
     Row(28, "parallelised over tensors, two processes", (
         Case("", _pair(_tensor_parallel), refusable=_not_equal_nor_transposed,
-             seconds=120),
+             subjects=_divisible, seconds=120),
     )),
 )

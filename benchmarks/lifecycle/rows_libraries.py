@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import tempfile
 from collections.abc import Callable
@@ -65,15 +66,18 @@ def _declared_by_class(way: Way, subject: Subject) -> Outcome:
 # 29: LoRA
 
 
-def _adapted(model: nn.Module, targets: list[str], **options: Any) -> Any:
+def _adapted(model: nn.Module, subject: Subject, targets: list[str], **options: Any) -> Any:
+    """The model with an adapter that was trained a little."""
     from peft import LoraConfig, get_peft_model
 
+    torch.manual_seed(3)
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=targets, **options))
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, p in adapted.named_parameters():
-            if "lora_" in name:
-                p.copy_(0.3 * torch.randn(p.shape, generator=generator))
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=0.1)
+    for _ in range(4):
+        optimizer.zero_grad()
+        oracle.loss(subject.call(adapted, subject.input())).backward()
+        optimizer.step()
     return adapted.eval()
 
 
@@ -91,11 +95,17 @@ def _lora_shared(way: Way, subject: Subject) -> Outcome:
     return _merged(way, subject, targets, ensure_weight_tying=True)
 
 
+def _adopted() -> tuple[Subject, ...]:
+    """Embedding and output that transformers has tied, and Eadem too."""
+    declare = lambda m, at="": eadem.tie(m, *head(True).sites)  # noqa: E731
+    return (dataclasses.replace(head(True), declare=declare),)
+
+
 def _merged(way: Way, subject: Subject, targets: list[str], **options: Any) -> Outcome:
     """Outputs before the merge, merged, and unmerged again."""
     model = way.tied(subject).eval()
     x = subject.input()
-    adapted = _adapted(model, targets, **options)
+    adapted = _adapted(model, subject, targets, **options)
     call = lambda: subject.call(adapted, x).detach().clone()  # noqa: E731
     before = call()
     with event(adapted):
@@ -346,13 +356,11 @@ def _mirror_columns(t: Tensor) -> Tensor:
 
 def _structured() -> tuple[Subject, ...]:
     """A palindrome on a weight that the class ties."""
-    from dataclasses import replace
-
     given = family("GPT-2", further=False)
     owner = next(iter(given.links.values())).owner
     fold = {owner: Fold(_half_columns, _mirror_columns)}
     declare = lambda m, at="": eadem.tie(m, owner, via=eadem.Palindrome(dim=1))  # noqa: E731
-    return (replace(given, name="palindrome", declare=declare, folds=fold),)
+    return (dataclasses.replace(given, name="palindrome", declare=declare, folds=fold),)
 
 
 ROWS = (
@@ -366,8 +374,8 @@ ROWS = (
              subjects=lambda: tuple(s for s in FIVE if s.name != "part")),
         Case("at one site", _lora_at_last, refusable=always, needs=("peft",),
              subjects=lambda: tuple(s for s in FIVE if s.name != "part")),
-        Case("one for embedding and output", _lora_shared, needs=("peft", *HF),
-             subjects=lambda: (head(False),)),
+        Case("ensure_weight_tying", _lora_shared, needs=("peft", *HF), ways=(EADEM,),
+             subjects=_adopted),
         Case("ensure_weight_tying", _lora_shared, needs=("peft", *HF), ways=(NATIVE,),
              library="peft", subjects=lambda: (head(True),)),
     )),

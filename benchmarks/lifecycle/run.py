@@ -186,6 +186,7 @@ def main(argv: list[str]) -> int:
     given = parser.parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ["PYTHONWARNINGS"] = "ignore"
     found = run(given.rows, given.workers)
     out = given.out or (None if given.rows else OUT)
     if out is not None:
