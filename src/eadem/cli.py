@@ -19,7 +19,6 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
-    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -160,21 +159,23 @@ def summary(
         Console().print(_report("summary").summary(built))
     else:
         raise EademError(
-            f"{model!r} is no file, no folder and no MODULE:FACTORY; give a checkpoint, or an "
-            "importable function, as package.models:build"
+            f"{model!r} is neither a file nor MODULE:FACTORY; give a checkpoint (a file, or a "
+            "folder of shards), or an importable function, as package.models:build"
         )
 
 
 def _show_checkpoint(path: Path) -> None:
     """Print what a checkpoint holds; a bar on a terminal's stderr shows how far it is."""
     report = _report("checkpoint")
-    columns = (
-        TextColumn("comparing tensors"), BarColumn(), TaskProgressColumn(), DownloadColumn(True),
-        TimeRemainingColumn(),
-    )  # fmt: skip
     screen = Console(stderr=True)
     with Progress(
-        *columns, console=screen, transient=True, disable=not screen.is_terminal
+        TextColumn("comparing tensors"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(),
+        console=screen,
+        transient=True,
+        disable=not screen.is_terminal,
     ) as bar:
         task = bar.add_task("", total=None)
         found = report.checkpoint_summary(

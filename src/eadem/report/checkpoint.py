@@ -1,6 +1,6 @@
 """A checkpoint as tables: its ties, shared memory, equal tensors, and what they come to.
 
->>> import tempfile
+>>> import tempfile, torch
 >>> from eadem.store.layout import write
 >>> file = Path(tempfile.mkdtemp()) / "x.safetensors"
 >>> w = torch.randn(256, 256)
@@ -9,7 +9,7 @@
 >>> found.checkpoint.duplicates[0].names
 ('embed.weight', 'head.weight')
 >>> print(str(found).splitlines()[-1])
-2 tensors, 131,072 values, 512 KiB in 1 file; one copy of each would save 256 KiB (50 %).
+2 tensors, 131,072 values, 512 KiB in 1 file; one copy of each would save 256 KiB (50.0 %).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from eadem.report.numbers import count
+from eadem.report.numbers import count, percent
 from eadem.report.summary import Summary, summary_of_record
 from eadem.store.checkpoint import Checkpoint, Duplicate, checkpoint
 from eadem.store.layout import DTYPES
@@ -104,7 +104,7 @@ class CheckpointSummary:
             ],
         )
         if found.shared:
-            rows = [
+            rows: list[tuple[str, ...]] = [
                 (
                     _names(s.names),
                     "one tensor" if s.whole else "parts of one memory",
@@ -130,11 +130,8 @@ class CheckpointSummary:
         )
         if not found.duplicates:
             return text + "no two tensors are equal."
-        share = 100 * found.saved / found.nbytes
-        return text + (
-            f"one copy of each would save {size(found.saved)} ({share:.{0 if share >= 1 else 2}f}"
-            " %)."
-        )
+        share = percent(found.saved / found.nbytes)
+        return f"{text}one copy of each would save {size(found.saved)} ({share})."
 
 
 def checkpoint_summary(

@@ -361,7 +361,7 @@ def _joined(
         width = c[0].width
         if len(shape) != 2 or min(shape) < 2 or c[0].place.axes != ():
             continue
-        if c[0].nbytes != c[0].numel * width:
+        if width not in (1, 2, 4, 8) or c[0].nbytes != c[0].numel * width:
             continue
         rows, columns = shape
         if (columns, rows) not in shapes:

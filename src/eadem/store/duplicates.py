@@ -110,17 +110,19 @@ def is_transpose(
     width: int,
     read: Read[T],
 ) -> bool:
-    """Whether the matrix `b` is the transpose of `a`, of `shape`, byte by byte."""
+    """Whether the matrix `b` is the transpose of `a`, of `shape`, byte by byte; `width` is
+    1, 2, 4 or 8.
+    """
     rows, columns = shape
     # rows of a as they lie; the same columns of b, row by row: neither in pieces too small
     high = max(1, min(rows, BUDGET // (4 * columns * width)))
     for top in range(0, rows, high):
         deep = min(high, rows - top)
-        mine = np.empty((deep, columns, width), np.uint8)
-        read(a, top * columns * width, mine.reshape(-1).data)
-        theirs = np.empty((columns, deep, width), np.uint8)
+        mine = np.empty((deep, columns), f"u{width}")
+        read(a, top * columns * width, mine.view(np.uint8).reshape(-1).data)
+        theirs = np.empty((columns, deep), f"u{width}")
         for i in range(columns):
-            read(b, (i * rows + top) * width, theirs[i].reshape(-1).data)
-        if not np.array_equal(mine, theirs.swapaxes(0, 1)):
+            read(b, (i * rows + top) * width, theirs[i].view(np.uint8).data)
+        if not np.array_equal(mine, theirs.T):
             return False
     return True
