@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import eadem
 from eadem import bind
+from eadem.bind.group import groups_at
 
 
 def mlp(n: int = 3, width: int = 3, seed: int = 0) -> nn.Sequential:
@@ -1306,6 +1307,32 @@ def test_every_initialiser_reaches_the_free_values() -> None:
         torch.testing.assert_close(model.weight, model.weight.flip(-1), rtol=0, atol=0)
     nn.init.constant_(model.weight, 2.0)
     assert (model.weight == 2).all()
+
+
+def test_the_class_of_a_derived_site_makes_stock_modules() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    eadem.tie(model, "*.weight")
+    made = type(model[1])(3, 2, bias=False)
+    assert type(made) is nn.Linear
+    assert made.weight.shape == (2, 3)
+    assert made.bias is None
+    made(torch.randn(1, 3)).sum().backward()
+    eadem.check(model)
+
+
+def test_a_module_alone_knows_the_groups_of_its_sites() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    eadem.tie(model, "0.weight", "1.weight")
+    for each in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        (group,) = groups_at([each[0]])
+        assert groups_at([each[1]]) == groups_at(each) == [group]
+        assert group.scope == [each]
+        assert groups_at([each[2]]) == groups_at([each]) == []
+    eadem.tie(model, "1.weight", "2.weight")
+    assert groups_at([model[0]]) == groups_at([model[2]]) != []
+    assert len(groups_at(model)) == 1
+    eadem.untie(model)
+    assert groups_at(model) == []
 
 
 def test_a_conflict_in_a_tied_root_leaves_everything_as_it_was() -> None:

@@ -25,7 +25,7 @@ def gpt2(**given: Any) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=VOCABULARY,
+        **{"vocab_size": VOCABULARY, **given},
         n_positions=8,
         n_embd=WIDTH,
         n_layer=LAYERS,
@@ -33,7 +33,9 @@ def gpt2(**given: Any) -> nn.Module:
         n_inner=INNER,
         bos_token_id=1,
         eos_token_id=2,
-        **{"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, **given},
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
     )
     return GPT2LMHeadModel(config).eval()
 
@@ -81,7 +83,9 @@ def albert(**given: Any) -> nn.Module:
         num_attention_heads=2,
         intermediate_size=INNER,
         max_position_embeddings=8,
-        **{"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **given},
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        **given,
     )
     return AlbertForMaskedLM(config).eval()
 

@@ -120,6 +120,8 @@ def test_a_change_that_leaves_the_tie_is_refused(
     assert _states(adapted) == states
     assert torch.equal(adapted(x), out)
     eadem.check(adapted)
+    site = eadem.ties(adapted)[0].sites[0]
+    assert "refused: TieBroken: adapter 'default'" in eadem.explain(adapted, site)
 
 
 @pytest.mark.parametrize("system", TARGETED, ids=lambda s: s.name)
@@ -244,6 +246,7 @@ def alike(request: pytest.FixtureRequest) -> Iterator[Alike]:
 @pytest.mark.parametrize("safe", [False, True])
 def test_an_adapter_tied_like_its_sites_merges_once(alike: Alike, safe: bool) -> None:
     adapted, targets, x, out, plain = alike
+    ties = [t.sites for t in eadem.ties(adapted)]
     first = adapted.get_submodule(AT + targets[0])
     # the oracle: θ is the first site's, and takes that site's change once
     wanted = first.base_layer.weight.detach() + first.get_delta_weight("default").detach()
@@ -254,6 +257,7 @@ def test_an_adapter_tied_like_its_sites_merges_once(alike: Alike, safe: bool) ->
     adapted.unmerge_adapter()
     assert not any(m.merged for m in _layers(adapted))
     _near(adapted(x), out)
+    assert [t.sites for t in eadem.ties(adapted)] == ties
     with adapted.disable_adapter():
         _near(adapted(x), plain)
 
@@ -556,3 +560,30 @@ def test_peft_without_ties_is_left_alone() -> None:
     _layers(adapted)[0].unmerge()
     assert [m.merged for m in _layers(adapted)] == [False, True]
     assert not any(k.startswith("_eadem") for m in adapted.modules() for k in m.__dict__)
+
+
+def test_a_tie_with_a_site_outside_the_adapted_model() -> None:
+    """The adapter is on the site that owns θ; the other is in a module peft never sees."""
+    outer = nn.ModuleDict({"inside": _pair(), "outside": nn.Linear(5, 5)})
+    eadem.tie(outer, "inside.a.weight", "outside.weight")
+    adapted = _adapted(outer["inside"], ["a"])
+    other = outer["outside"].weight.clone()
+    with pytest.raises(eadem.TieBroken, match=r"inside\.a\..*outside\.weight.*cannot hold"):
+        adapted.merge_and_unload()
+    assert torch.equal(outer["outside"].weight, other)
+    fresh = nn.ModuleDict({"inside": _pair(), "outside": nn.Linear(5, 5)})
+    eadem.tie(fresh, "inside.a.weight", "outside.weight")
+    config = LoraConfig(r=2, target_modules=["a"], init_lora_weights="pissa")
+    with pytest.raises(eadem.Unsupported, match=r"pissa.*'a\.weight'.*tied"):
+        get_peft_model(fresh["inside"], config)
+
+
+def test_a_tie_declared_on_an_adapted_model() -> None:
+    adapted = _adapted(_pair(), ["a"])
+    eadem.tie(adapted, f"{AT}a.base_layer.weight", f"{AT}b.weight")
+    (layer,) = _layers(adapted)
+    before = snapshot(adapted)
+    for merge in (layer.merge, adapted.merge_adapter):
+        with pytest.raises(eadem.TieBroken, match=r"a\.base_layer\.weight.*b\.weight"):
+            merge()
+    assert_unchanged(adapted, before)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from eadem.bind.group import LINKS, ORDER, Link, refuse_alone
 from eadem.bind.guard import freeze, refuse_replicas, refuse_script, register
@@ -161,14 +162,14 @@ def _getter(spec: Spec, key: str) -> Callable[[nn.Module], Tensor]:
                 p: Tensor = self.__dict__[key]._parameters[owner]
             except (AttributeError, KeyError) as e:
                 raise _broken(self, attr) from e
-            return p if type(p) is nn.Parameter else _other(self, attr, p)
+            return p if type(p) is Parameter else _other(self, attr, p)
 
     elif view.perm == (1, 0):
 
         def get(self: nn.Module) -> Tensor:
             try:
                 p: Tensor = self.__dict__[key]._parameters[owner]
-                return p.t() if type(p) is nn.Parameter else _other(self, attr, p).t()
+                return p.t() if type(p) is Parameter else _other(self, attr, p).t()
             except (AttributeError, KeyError) as e:
                 raise _broken(self, attr) from e
 
@@ -178,7 +179,7 @@ def _getter(spec: Spec, key: str) -> Callable[[nn.Module], Tensor]:
         def get(self: nn.Module) -> Tensor:
             try:
                 p: Tensor = self.__dict__[key]._parameters[owner]
-                p = p if type(p) is nn.Parameter else _other(self, attr, p)
+                p = p if type(p) is Parameter else _other(self, attr, p)
                 return p.permute(perm)
             except (AttributeError, KeyError) as e:
                 raise _broken(self, attr) from e
@@ -286,7 +287,8 @@ def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
             new._parameters[attr] = copy.deepcopy(own[attr], memo)
         else:
             with torch.no_grad():
-                value = link.compute().detach().clone()
+                value = link.compute().detach()
+                value = value.clone(memory_format=torch.contiguous_format)
             grad = any(p.requires_grad for p in link.parameters()) or not link.sources
             new._parameters[attr] = nn.Parameter(value, requires_grad=grad)
     if flat is not None or isinstance(new, nn.RNNBase):
@@ -297,6 +299,8 @@ def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
 def _alone(module: nn.Module, links: dict[str, Link], memo: dict[int, Any]) -> None:
     """Raise Unsupported where a copy takes several sites of a tie, but not all of them."""
     for link in links.values():
+        if link.key not in link.group.resolved.expressions:
+            continue  # its values are its own
         if any(m is module or id(m) in memo for m in link.group.scope):
             continue
         others = [

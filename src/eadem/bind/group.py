@@ -8,7 +8,7 @@ those of the model that is asked.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -16,6 +16,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from eadem._plan import Expression, Group, Owner
 from eadem._plan.site import Item
@@ -25,7 +26,18 @@ from eadem.maps.base import Map, Shape
 from eadem.maps.index import Index, IndexMap
 from eadem.maps.view import Same, Viewed, ViewMap
 
-__all__ = ["BoundEntry", "BoundTie", "Link", "Mark", "Place", "TieGroup", "living", "marks"]
+__all__ = [
+    "BoundEntry",
+    "BoundTie",
+    "Link",
+    "Mark",
+    "Place",
+    "TieGroup",
+    "groups_at",
+    "living",
+    "marks",
+    "note_living",
+]
 
 #: Key in a module's `__dict__` for the groups that it contains.
 MARK = "_eadem_scope"
@@ -79,9 +91,6 @@ class TieGroup:
     ties: list[BoundTie]
     resolved: Group
     scope: list[nn.Module] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        _living.add(self)
 
     @cached_property
     def keys(self) -> dict[Place, str]:
@@ -168,6 +177,7 @@ class TieGroup:
             new.places[key] = Place(copy.deepcopy(place.module, memo), place.attr)
         for tie in self.ties:
             new.ties.append(BoundTie([copy.copy(e) for e in tie.entries]))
+        _living.add(new)
         return new
 
 
@@ -229,7 +239,7 @@ class Link:
         """The site's value now; where its owners are split over processes, gathered."""
         thetas = self.parameters()
         for p in thetas:
-            if type(p) is not nn.Parameter:
+            if type(p) is not Parameter:
                 thetas = wholes(self, thetas)
                 break
         if self.same:
@@ -257,11 +267,22 @@ class Link:
 _living: WeakSet[TieGroup] = WeakSet()
 
 
-def living() -> Iterator[TieGroup]:
-    """The groups that are on some module now, of whatever model."""
-    for group in list(_living):
-        if any(g is group for m in group.scope for g in marks(m)):
-            yield group
+def living() -> list[TieGroup]:
+    """Every group that is on some module now, of whatever model."""
+    return list(_living)
+
+
+def note_living(gone: list[TieGroup], new: list[TieGroup]) -> None:
+    """Note that some groups were taken off their modules and others put on."""
+    _living.difference_update(gone)
+    _living.update(new)
+
+
+def groups_at(modules: Iterable[nn.Module]) -> list[TieGroup]:
+    """The groups with a site directly in one of these modules, whatever model was tied."""
+    wanted = set(modules)
+    found = [g for g in living() if any(p.module in wanted for p in g.places.values())]
+    return sorted(found, key=lambda g: next(iter(g.places)))
 
 
 class _Token:

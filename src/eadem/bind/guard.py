@@ -28,8 +28,11 @@ def known_as(link: Link, model: nn.Module | None = None) -> tuple[str, str]:
     """
     places = link.group.places
     names = {} if model is None else Sites(model).names
+    name = names.get(places[link.key], link.key)
     owners = [repr(names.get(places[o], o)) for o in link.expression.owners]
-    return names.get(places[link.key], link.key), ", ".join(owners) or "a constant"
+    if owners == [repr(name)]:
+        return name, "its own free values"
+    return name, ", ".join(owners) or "a constant"
 
 
 def freeze(base: type[nn.Module], self: nn.Module, requires_grad: bool) -> None:
@@ -87,13 +90,11 @@ register_module_parameter_registration_hook(_refuse_to_move)
 
 
 def _moved(group: TieGroup, key: str, name: str) -> Unsupported:
-    sites = _some(list(group.places))
-    what = f"{key!r} is tied ({sites}) and cannot be moved to {name!r}"
     return group.refuse(
         Unsupported(
-            f"{what}, as pruning or a re-parametrisation of this one site does: the others "
-            "would lose it. Prune first and tie what is left ('…_orig'), prune "
-            "eadem.twin(model), or untie the site"
+            f"{key!r} is tied ({_some(list(group.places))}) and cannot be moved to {name!r}: "
+            "pruning or re-parametrising this one site would undo the tie. Prune first and tie "
+            f"what is left ({name!r} at every site), prune eadem.twin(model), or untie the site"
         )
     )
 
@@ -105,8 +106,8 @@ def refuse_script(self: nn.Module) -> nn.Module:
     raise link.group.refuse(
         Unsupported(
             f"torch.jit.script cannot follow the tie of {name!r} (its values come from "
-            f"{owners}); use torch.compile, torch.export or torch.jit.trace, which keep "
-            "it, or script eadem.twin(model), which has no ties and the same function"
+            f"{owners}); use torch.compile, torch.export or torch.jit.trace, which keep it, or "
+            "script eadem.twin(model), which has no ties and the same function"
         )
     )
 
@@ -117,8 +118,8 @@ def refuse_replicas(self: nn.Module) -> nn.Module:
     name, owners = known_as(link)
     raise link.group.refuse(
         Unsupported(
-            f"DataParallel copies modules one by one, and {name!r} would lose its tie "
-            f"to {owners}; use DistributedDataParallel"
+            f"DataParallel copies modules one by one, and {name!r} would lose its tie to "
+            f"{owners}; use DistributedDataParallel"
         )
     )
 

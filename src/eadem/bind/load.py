@@ -15,7 +15,10 @@ from eadem.bind.written import agree
 from eadem.errors import RecordError, TieConflict
 from eadem.maps.base import numel, on_cpu
 
-__all__ = ["ARRAYS", "lifted", "load_hook"]
+__all__ = ["ABSENT", "ARRAYS", "lifted", "load_hook"]
+
+#: The shape of what may stand in a checkpoint for a site that holds no parameter.
+ABSENT = (0,)
 
 #: What the keys of a record's arrays begin with, where they are stored beside θ.
 ARRAYS = "eadem/"
@@ -35,9 +38,10 @@ def load_hook(
     """State-dict pre-hook of a module that contains whole groups.
 
     For each tie a checkpoint may hold θ (as this model writes it) or the sites in full (as
-    the untied model does); in full, they are lifted. A record's arrays beside them are passed
-    over: a model that is tied has them. Raises TieConflict where the sites disagree,
-    RecordError where one tie mixes both forms.
+    the untied model does); in full, they are lifted. An empty tensor may stand for a site
+    without a parameter, so that a program which knows nothing of the tie cannot load it. A
+    record's arrays are passed over: a model that is tied has them. Raises TieConflict where
+    the sites disagree, RecordError where one tie mixes both forms.
     """
     groups = marks(module)
     if not groups:
@@ -62,13 +66,16 @@ def _settle(
     """What to remove from a checkpoint and what to put there, for one group."""
     owners = group.resolved.owners
     given: dict[str, Tensor] = {}
-    theta_form, full_form = [], []
+    theta_form, full_form, absent = [], [], []
     for key, name in keys.items():
         value = state.get(name)
         if not isinstance(value, Tensor):
             continue
         shape = tuple(value.shape)
         owner = owners.get(key)
+        if owner is None and shape == ABSENT != group.shapes[key]:
+            absent.append(name)
+            continue
         plain = owner is not None and owner.whole and owner.source is None
         if shape == group.shapes[key]:
             given[key] = value
@@ -87,7 +94,7 @@ def _settle(
                 )
             )
     if not full_form:
-        return [], {}
+        return absent, {}
     if theta_form:
         raise group.refuse(
             RecordError(
@@ -108,7 +115,7 @@ def _settle(
                 "one first"
             )
         )
-    return [keys[k] for k in given], {keys[o]: t for o, t in thetas.items()}
+    return absent + [keys[k] for k in given], {keys[o]: t for o, t in thetas.items()}
 
 
 def lifted(

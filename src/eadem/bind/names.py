@@ -23,7 +23,12 @@ from eadem.bind.split import refuse_split
 from eadem.errors import NoSuchSite, TieBroken, Unsupported, nearest
 from eadem.maps.base import Shape
 
-__all__ = ["Sites", "is_pattern", "match"]
+__all__ = ["Sites", "forget", "is_pattern", "match"]
+
+
+#: Attribute of a module class whose parameters, and those below it, carry no tie: the reason
+#: and the way out.
+UNSUPPORTED = "_eadem_unsupported"
 
 
 class _Registrations:
@@ -97,6 +102,11 @@ class _Walk:
 
 
 _walked: WeakKeyDictionary[nn.Module, _Walk] = WeakKeyDictionary()
+
+
+def forget(model: nn.Module) -> None:
+    """Walk a model again when it is next asked: it was changed behind torch's back."""
+    _walked.pop(model, None)
 
 
 class Sites:
@@ -323,9 +333,20 @@ class Sites:
             return common or [self.model]
         return self._scan.ancestors(p.module for p in places.values())
 
+    def bindable(self, names: Iterable[str]) -> None:
+        """Raise Unsupported where a module on the way to a place says it carries no tie."""
+        for name in names:
+            for module in self._chain(name) or self.modules:
+                why = getattr(type(module), UNSUPPORTED, None)
+                if why is not None:
+                    kind = type(module).__name__
+                    raise Unsupported(f"{name!r} is in the {kind} of another library: {why}")
+
     def supported(self, names: Iterable[str]) -> None:
         """Raise Unsupported where a place cannot carry a tie, or the places do not agree."""
         first: tuple[str, torch.Tensor] | None = None
+        names = list(names)
+        self.bindable(names)
         for name in names:
             module, attr = self[name]
             _supported_module(name, module)

@@ -76,12 +76,13 @@ def wholes(link: Link, thetas: list[Tensor]) -> list[Tensor]:
         if is_split(p):
             module = link.group.places[link.key].module
             if _parallel(module):
-                raise TieBroken(
+                error = TieBroken(
                     f"{link.key!r} is computed from {_owners(link)}, and its module was "
                     "parallelised over tensors, where only equal and transposed sites keep "
                     "their tie. Use eadem.integrations.tensor_parallel.parallelize_module, "
                     "which refuses before anything is changed, and leave the tie's modules out"
                 )
+                raise link.group.refuse(error)
             _whole_forward(link)
             p = full(p)
         found.append(p)
@@ -115,12 +116,13 @@ def place_split(link: Link, view: View | None, value: Any) -> None:
         return
     here = held.permute(view.perm)
     if (here.device_mesh, here.placements) != (value.device_mesh, value.placements):
-        raise Unsupported(
+        error = Unsupported(
             f"{link.key!r} is tied to {_owners(link)}, which is split so that it is "
             f"{here.placements} here; it was now split {value.placements}. Choose styles that "
             "agree: for equal weights the same, for a transpose ColwiseParallel with "
             "RowwiseParallel"
         )
+        raise link.group.refuse(error)
 
 
 def refuse_full(names: Sequence[str], owners: Iterable[Tensor]) -> None:
@@ -136,12 +138,13 @@ def refuse_full(names: Sequence[str], owners: Iterable[Tensor]) -> None:
 
 def refuse_sharder(link: Link) -> None:
     """Raise Unsupported: something splits the parameters of a model one by one."""
-    raise Unsupported(
+    error = Unsupported(
         f"{link.key!r} is computed from the free values of its tie ({_owners(link)}), which "
         "are not to be split by the site's name. Shard with eadem.integrations.fsdp."
         "fully_shard; tensor parallelism keeps equal and transposed sites only: leave this "
         "module out of its plan, or untie it first"
     )
+    raise link.group.refuse(error)
 
 
 def refuse_split(parameters: Iterable[tuple[str, Tensor | None]], what: str) -> None:
@@ -173,11 +176,12 @@ def _whole_forward(link: Link) -> None:
     frame: FrameType | None = sys._getframe(1)
     while fsdp is not None and frame is not None:
         if frame.f_code is _CALL and isinstance(frame.f_locals.get("self"), fsdp.FSDPModule):
-            raise TieBroken(
+            error = TieBroken(
                 f"{link.key!r} takes its value from {_owners(link)}, which is sharded while "
-                "this module runs: torch's fully_shard wrapped the sites of the tie apart. "
-                "Shard the untouched model with eadem.integrations.fsdp.fully_shard(model, "
-                "*blocks), which keeps a tie's parameters with a module that contains all of "
-                "its sites"
+                "this module runs: torch's fully_shard wrapped the sites of the tie apart, or "
+                "wrapped them with a module whose forward is not called. Shard the untouched "
+                "model with eadem.integrations.fsdp.fully_shard(model, *blocks), which keeps "
+                "a tie's parameters with a block that contains all of its sites"
             )
+            raise link.group.refuse(error)
         frame = frame.f_back

@@ -58,6 +58,7 @@ def untie(model: nn.Module, *sites: str) -> nn.Module:
     for s in out:
         if s.name not in found:
             raise NoSuchSite(f"{s} is not tied; {nearest(s.name, found)}")
+    index.bindable(found)
     refuse_split(((n, index[n].parameter) for n in found), "untying")
     values = values_of(index, found)
     kept: list[tuple[Declaration, BoundTie]] = []

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from eadem._plan import Owner
     from eadem.bind.group import Link
 
-__all__ = ["SiteValue", "agree", "assign", "tolerance"]
+__all__ = ["SiteValue", "agree", "assign", "is_watched", "tolerance"]
 
 #: In-place operations that draw every value anew; what they draw need not satisfy the tie.
 _DRAWS = {
@@ -78,7 +78,7 @@ class SiteValue(Tensor):
         caller = sys._getframe(1).f_globals.get("__name__")
         initialises = init.__name__ in (caller, getattr(func, "__module__", None))
         with torch._C.DisableTorchFunctionSubclass():
-            watched = [a for a in _tensors((*args, *kwargs.values())) if _is_watched(a)]
+            watched = [a for a in _tensors((*args, *kwargs.values())) if is_watched(a)]
             before = [None if a.is_inference() else a._version for a in watched]
             name = getattr(func, "__name__", "")
             result = func(*args, **kwargs)
@@ -116,7 +116,8 @@ def _is_own(value: Tensor) -> bool:
     return bool(getattr(value, "_is_param", False))
 
 
-def _is_watched(value: Any) -> bool:
+def is_watched(value: Any) -> bool:
+    """Whether a tensor is a site's value that carries writes on to θ."""
     return type(value) is SiteValue and not _is_own(value)
 
 
@@ -155,6 +156,8 @@ def _write(link: Link, value: Tensor, drawn: bool) -> None:
     brought in line, so that a chain of writes (as in `init.trunc_normal_`) goes on from it.
     """
     plain = value.detach().as_subclass(Tensor)
+    if plain.is_meta:
+        return  # neither has values
     before = link.compute().detach()
     roots = [o.values(full(p.detach())).reshape(-1) for (_, o), p in _owners(link)]
     flat = torch.cat(roots) if roots else before.new_zeros(0)

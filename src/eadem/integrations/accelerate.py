@@ -11,8 +11,9 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
+from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -22,17 +23,19 @@ from eadem.bind.load import load_hook
 from eadem.bind.names import Sites
 from eadem.errors import Unsupported
 
-__all__ = ["follow"]
+__all__ = ["follow", "offloading"]
 
 #: The model whose checkpoint is being read file by file.
 _loading: ContextVar[nn.Module | None] = ContextVar("eadem_loading", default=None)
 
+#: Key in a module's `__dict__` for the parameters elsewhere that its forward brought in.
+_BROUGHT = "_eadem_brought"
+
 
 def follow() -> None:
     """Have accelerate keep ties. It must be imported already; a second call does nothing."""
-    from accelerate import big_modeling
-    from accelerate.utils import modeling
-
+    modeling = import_module("accelerate.utils.modeling")
+    big_modeling = import_module("accelerate.big_modeling")
     homes: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
         (modeling, "set_module_tensor_to_device", _set_tensor),
         (modeling, "load_checkpoint_in_model", _load_checkpoint),
@@ -57,8 +60,8 @@ def _replace(function: Callable[..., Any], around: Callable[..., Any]) -> None:
     wrapper._eadem = True  # type: ignore[attr-defined]
     name = function.__name__
     for where, module in list(sys.modules.items()):
-        library = where.partition(".")[0] in ("accelerate", "transformers", "peft")
-        if library and vars(module).get(name) is function:
+        known = where.partition(".")[0] in ("accelerate", "transformers", "peft")
+        if known and vars(module).get(name) is function:
             setattr(module, name, wrapper)
 
 
@@ -134,10 +137,11 @@ def _offload(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     _loaded_alone(model, given.get("preload_module_classes") or ())
     found = function(*args, **kwargs)
     for module in model.modules():
-        if any([*_offloaded(link)] for link in module.__dict__.get(LINKS, {}).values()):
-            from accelerate.hooks import add_hook_to_module
-
-            add_hook_to_module(module, _sources_hook(), append=True)
+        reads = any(_offloaded(link) for link in module.__dict__.get(LINKS, {}).values())
+        # not one of accelerate's hooks: others look for the weights on those
+        if reads and _bring not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_bring)
+            module.register_forward_hook(_put_back, always_call=True)
     return found
 
 
@@ -155,41 +159,35 @@ def _loaded_alone(model: nn.Module, classes: Any) -> None:
                     )
 
 
-def _offloaded(link: Link) -> Iterator[tuple[nn.Module, str, Any]]:
+def offloading(module: nn.Module) -> Any:
+    """The hook that keeps a module's own parameters elsewhere (`hook.weights_map`), or None."""
+    hook = getattr(module, "_hf_hook", None)
+    found = (h for h in getattr(hook, "hooks", (hook,)) if getattr(h, "offload", False))
+    return next(found, None)
+
+
+def _offloaded(link: Link) -> list[tuple[nn.Module, str, Any]]:
     """The parameters elsewhere that a site reads and that are offloaded, with their hooks."""
-    for module, attr, _ in link.sources:
-        held = module._parameters[attr]
-        hook = getattr(module, "_hf_hook", None)
-        for h in getattr(hook, "hooks", (hook,)):
-            if held is not None and held.is_meta and getattr(h, "offload", False):
-                yield module, attr, h
+    return [
+        (module, attr, hook)
+        for module, attr, _ in link.sources
+        if (held := module._parameters[attr]) is not None and held.is_meta
+        if (hook := offloading(module)) is not None
+    ]
 
 
-def _sources_hook() -> Any:
-    from accelerate.hooks import ModelHook
-    from accelerate.utils.modeling import set_module_tensor_to_device
+def _bring(module: nn.Module, args: Any) -> None:
+    """Forward pre-hook: what the module's sites read elsewhere is there for its forward."""
+    set_tensor = import_module("accelerate.utils.modeling").set_module_tensor_to_device
+    links = module.__dict__.get(LINKS, {}).values()
+    brought = [found for link in links for found in _offloaded(link)]
+    module.__dict__[_BROUGHT] = brought
+    for at, attr, hook in brought:
+        set_tensor(at, attr, hook.execution_device, value=hook.weights_map[attr])
 
-    hook: Any = ModelHook
 
-    class Sources(hook):  # type: ignore[misc]
-        """Brings in what a module's sites read elsewhere, for the time of its forward."""
-
-        no_grad = False
-
-        def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            self.brought = [
-                found
-                for link in module.__dict__.get(LINKS, {}).values()
-                for found in _offloaded(link)
-            ]
-            for at, attr, h in self.brought:
-                value = h.weights_map[attr]
-                set_module_tensor_to_device(at, attr, h.execution_device, value=value)
-            return args, kwargs
-
-        def post_forward(self, module: nn.Module, output: Any) -> Any:
-            for at, attr, _ in self.brought:
-                set_module_tensor_to_device(at, attr, "meta")
-            return output
-
-    return Sources()
+def _put_back(module: nn.Module, args: Any, output: Any) -> None:
+    """Forward hook, also after an error."""
+    set_tensor = import_module("accelerate.utils.modeling").set_module_tensor_to_device
+    for at, attr, _ in module.__dict__.pop(_BROUGHT, ()):
+        set_tensor(at, attr, "meta")

@@ -18,6 +18,7 @@ __all__ = ["FOLLOWED", "watch"]
 
 #: By the module whose import is waited for: the file that knows what to do then.
 FOLLOWED = {
+    "keras.src.backend.torch.layer": "eadem.integrations.keras",
     "peft": "eadem.integrations.peft",
     "torchao.quantization.quant_api": "eadem.integrations.torchao",
     "torch": "eadem.integrations.torch_quantization",

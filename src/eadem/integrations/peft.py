@@ -13,7 +13,7 @@ import copy
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -22,15 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from eadem.bind import twin, untie
-from eadem.bind.group import LINKS, Place
+from eadem.bind.group import Place, TieGroup, groups_at
 from eadem.bind.names import Sites
-from eadem.bind.settle import groups_in, settle
+from eadem.bind.settle import names_of, settle
 from eadem.errors import Unsupported
 
 __all__ = ["follow"]
-
-#: On a layer of an adapter over a tied site: the model whose ties it takes part in.
-ROOT = "_eadem_root"
 
 WAY_OUT = (
     "Keep the adapter unmerged; or give every site of the tie the same change (for a tied "
@@ -40,16 +37,6 @@ WAY_OUT = (
 
 #: Initialisations of LoRA that take a part of the weight away.
 _TAKES = ("pissa", "corda", "olora", "loftq", "lora_ga")
-
-
-class _Root:
-    """A model, remembered by a part of it; a copy of the part alone does not copy it."""
-
-    def __init__(self, model: nn.Module | None) -> None:
-        self.model = model
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Root:
-        return _Root(memo.get(id(self.model)))
 
 
 class _State(threading.local):
@@ -75,11 +62,7 @@ def follow() -> None:
     _guard(
         utils.BaseTuner,
         dict.fromkeys(whole, _of_model)
-        | {
-            "inject_adapter": _injected,
-            "_check_tied_modules": _checked,
-            "delete_adapter": _left,
-        },
+        | {"_check_tied_modules": _checked, "delete_adapter": _left},
     )
     _guard(other.AuxiliaryTrainingWrapper, {"unload_and_optionally_merge_module": _unloaded})
 
@@ -121,42 +104,45 @@ def _of_layer(original: Method) -> Method:
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         if id(self) in _state.settled:
             return None
-        root = None if _state.working else _root(self)
-        if root is None or (verb == "unmerge" and not self.merged):
+        groups = [] if _state.working else groups_at(self.get_base_layer().modules())
+        if not groups or (verb == "unmerge" and not self.merged):
             return original(self, *args, **kwargs)
-        layers = [self] if verb == "merge" else [m for m in _partners(root, self) if m.merged]
-        return _together(root, layers, [], lambda m: getattr(m, verb)(*args, **kwargs))
+        layers = [self]
+        if verb == "unmerge":
+            layers += [m for m in _partners(groups) if m.merged and m is not self]
+        return _together(layers, [], lambda m: getattr(m, verb)(*args, **kwargs))
 
     return run
 
 
 def _of_model(original: Method) -> Method:
     """`merge_adapter`, `unmerge_adapter` and `merge_and_unload` of a whole model."""
+    unmerges = original.__name__ == "unmerge_adapter"
+    unloads = original.__name__ == "_unload_and_optionally_merge"
+    then = _left(original) if unloads else original
 
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if _state.settled or not Sites(self.model).groups:
-            return original(self, *args, **kwargs)
-        layers, savers = _over_ties(self.model)
+        if _state.settled:
+            return then(self, *args, **kwargs)
         given = inspect.signature(original).bind(self, *args, **kwargs).arguments
         given |= given.pop("kwargs", {})
-        if original.__name__ != "_unload_and_optionally_merge":
-            savers = []
-        if original.__name__ == "unmerge_adapter":
+        layers, savers = _over_ties(self.model)
+        if unmerges:
             layers = [m for m in layers if m.merged]
         elif not given.get("merge", True):
             layers = []
 
         def verb(m: Any) -> None:
-            if original.__name__ == "unmerge_adapter":
+            if unmerges:
                 m.unmerge()
-            else:
-                m.merge(
-                    **{k: given[k] for k in inspect.signature(m.merge).parameters if k in given}
-                )
+                return
+            takes = inspect.signature(m.merge).parameters
+            m.merge(**{k: v for k, v in given.items() if k in takes})
 
-        _together(self.model, layers, savers, verb)
+        savers = savers if unloads else []
+        _together(layers, savers, verb)
         with _state_of(settled=frozenset(id(m) for m in (*layers, *savers))):
-            return _left(original)(self, *args, **kwargs)
+            return then(self, *args, **kwargs)
 
     return run
 
@@ -207,9 +193,7 @@ def _state_of(**values: Any) -> Iterator[None]:
         _state.__dict__.update(before)
 
 
-def _together(
-    root: nn.Module, layers: Sequence[Any], savers: Sequence[Any], verb: Callable[[Any], Any]
-) -> None:
+def _together(layers: Sequence[Any], savers: Sequence[Any], verb: Callable[[Any], Any]) -> None:
     """Run `verb` on layers whose bases are copies, tied to nothing, then take over what came
     of them, and of the modules that `savers` trained. A refusal leaves all as it was.
     """
@@ -224,12 +208,13 @@ def _together(
         changed = {a for m, old in merged for a in {*m.merged_adapters} ^ {*old}}
         changed |= {s.active_adapter for s in savers}
         values = _values(copies)
-        settle(root, values, f"adapter {', '.join(sorted(changed))!r}: merging it", WAY_OUT)
+        groups = groups_at({p.module for p in values})
+        settle(groups, values, f"adapter {', '.join(sorted(changed))!r}: merging it", WAY_OUT)
     except BaseException:
         for m, old in merged:
             m.merged_adapters[:] = old
         raise
-    tied = {p for g in Sites(root).groups for p in g.places.values()}
+    tied = {p for g in groups for p in g.places.values()}
     with torch.no_grad():
         for place, value in values.items():
             if place not in tied and place.parameter is not None:
@@ -293,58 +278,27 @@ def _tuner_layers(model: nn.Module) -> list[Any]:
     return [m for m in model.modules() if isinstance(m, kind)]
 
 
-def _around(model: nn.Module, modules: set[nn.Module]) -> list[Any]:
-    """The tuner layers whose base is, or contains, one of `modules`."""
-    layers = _tuner_layers(model)
-    return [m for m in layers if not modules.isdisjoint(m.get_base_layer().modules())]
-
-
 def _over_ties(model: nn.Module) -> tuple[list[Any], list[Any]]:
-    """The tuner layers over tied sites, each told its model, and the modules with a trained
-    copy of a tied one.
-    """
-    tied = {p.module for g in Sites(model).groups for p in g.places.values()}
-    layers = [
-        m for m in _tuner_layers(model) if not tied.isdisjoint(m.get_base_layer().modules())
-    ]
-    for m in layers:
-        if getattr(m.__dict__.get(ROOT), "model", None) is not model:
-            setattr(m, ROOT, _Root(model))
+    """The tuner layers over tied sites, and the modules with a trained copy of a tied one."""
+    tied = {p.module for g in groups_at(model.modules()) for p in g.places.values()}
     kind: type = import_module("peft.utils.other").ModulesToSaveWrapper
     savers: list[Any] = [m for m in model.modules() if isinstance(m, kind)]
-    return layers, [
+    return _around(tied, _tuner_layers(model)), [
         s
         for s in savers
         if s.active_adapters and not tied.isdisjoint(s.original_module.modules())
     ]
 
 
-def _root(layer: Any) -> nn.Module | None:
-    """The model whose ties a layer's base takes part in; None where it is not tied."""
-    base = layer.get_base_layer()
-    known = layer.__dict__.get(ROOT)
-    if known is not None and known.model is not None:
-        return known.model if groups_in(known.model, base.modules()) else None
-    links = [k for m in base.modules() for k in m.__dict__.get(LINKS, {}).values()]
-    return links[0].group.scope[0] if links else None
+def _around(modules: set[nn.Module], layers: Iterable[Any]) -> list[Any]:
+    """The layers whose base is, or contains, one of `modules`."""
+    return [m for m in layers if not modules.isdisjoint(m.get_base_layer().modules())]
 
 
-def _partners(root: nn.Module, layer: Any) -> list[Any]:
-    """The layers whose bases share a tie with the base of `layer`, and itself."""
-    groups = groups_in(root, layer.get_base_layer().modules())
+def _partners(groups: Sequence[TieGroup]) -> list[Any]:
+    """The layers around the sites of some groups."""
     tied = {p.module for g in groups for p in g.places.values()}
-    return _around(root, tied)
-
-
-def _injected(original: Method) -> Method:
-    """`inject_adapter`: the layers over tied sites are told their model."""
-
-    def run(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        found = original(self, model, *args, **kwargs)
-        _over_ties(model)
-        return found
-
-    return run
+    return _around(tied, dict.fromkeys(m for g in groups for m in _tuner_layers(g.scope[0])))
 
 
 def _checked(original: Method) -> Method:
@@ -352,22 +306,22 @@ def _checked(original: Method) -> Method:
 
     def run(self: Any, model: nn.Module, config: Any) -> Any:
         found = original(self, model, config)
-        if Sites(model).groups:
-            _check_saved(model, config)
-            _check_targets(self, model, config)
+        groups = groups_at(model.modules())
+        if groups:
+            _check_saved(model, config, groups)
+            _check_targets(self, model, config, groups)
         return found
 
     return run
 
 
-def _check_saved(model: nn.Module, config: Any) -> None:
+def _check_saved(model: nn.Module, config: Any, groups: Sequence[TieGroup]) -> None:
     """Refuse a copy of a tied module, which would be trained apart from its tie."""
-    sites = Sites(model)
     tied_by_peft = set(getattr(config, "modules_to_tie", None) or ())
     wanted = {*(getattr(config, "modules_to_save", None) or ()), *tied_by_peft}
-    saved = {n: m for m, n in sites.modules.items() if n and n.endswith(tuple(wanted))}
+    saved = {n: m for n, m in model.named_modules() if n and n.endswith(tuple(wanted))}
     inside = {n: set(m.modules()) for n, m in saved.items()} if wanted else {}
-    for group in sites.groups:
+    for group in groups:
         modules = {p.module for p in group.places.values()}
         hit = [n for n, below in inside.items() if not modules.isdisjoint(below)]
         if not hit or any(modules <= inside[n] for n in hit):
@@ -378,41 +332,50 @@ def _check_saved(model: nn.Module, config: Any) -> None:
             and all(any(m in inside[n] for n in hit) for m in modules)
         ):
             continue
-        names = ", ".join(list(sites.named(group).values())[:4])
-        raise Unsupported(
-            f"modules_to_save would train a copy of {hit[0]!r}, whose parameters are tied "
-            f"({names}), and the copy would leave the tie. Give it an adapter instead, train "
-            "the tied parameters themselves, save the whole module that contains the tie, or "
-            "untie it first with eadem.untie(model, site)"
+        names = ", ".join(list(names_of(group).values())[:4])
+        raise group.refuse(
+            Unsupported(
+                f"modules_to_save would train a copy of {hit[0]!r}, whose parameters are tied "
+                f"({names}), and the copy would leave the tie. Give it an adapter instead, "
+                "train the tied parameters themselves, save the whole module that contains "
+                "the tie, or untie it first with eadem.untie(model, site)"
+            )
         )
 
 
-def _check_targets(tuner: Any, model: nn.Module, config: Any) -> None:
+def _check_targets(
+    tuner: Any, model: nn.Module, config: Any, groups: Sequence[TieGroup]
+) -> None:
     """Refuse an adapter that writes into, or takes apart, a tied weight as it is made."""
     init = getattr(config, "init_lora_weights", None)
     takes = isinstance(init, str) and init.lower().startswith(_TAKES)
     takes = takes or getattr(config, "kasa_config", None) is not None
-    sites = Sites(model)
-    places = {p: n for g in sites.groups for n, p in sites.places.items() if p in g.keys}
+    modules = {m: n for n, m in model.named_modules()}
+    places = {p: g for g in groups for p in g.places.values() if p.module in modules}
+    names = {p: f"{modules[p.module]}.{p.attr}".lstrip(".") for p in places}
     parameters = tuple(getattr(config, "target_parameters", None) or ())
-    for name in places.values():
+    for place, name in names.items():
         if any(name == t or name.endswith("." + t) for t in parameters):
-            raise Unsupported(
-                f"target_parameters names {name!r}, which is tied; peft would parametrize it. "
-                "Target its module with target_modules, or untie it first with eadem.untie"
+            raise places[place].refuse(
+                Unsupported(
+                    f"target_parameters names {name!r}, which is tied; peft would parametrize "
+                    "it. Target its module with target_modules, or untie it first with "
+                    "eadem.untie(model, site)"
+                )
             )
-    whole = [p for p in places if isinstance(p.module, nn.MultiheadAttention)]
-    whole += list(places) if takes else []
-    if not whole:
+    written = [p for p in places if takes or isinstance(p.module, nn.MultiheadAttention)]
+    if not written:
         return
     utils = import_module("peft.tuners.tuners_utils")
     config = tuner._prepare_adapter_config(copy.deepcopy(config), tuner.get_model_config(model))
     config = utils._maybe_include_all_linear_layers(config, model)
-    for place in whole:
-        if bool(tuner._check_target_module_exists(config, sites.modules[place.module])):
+    for place in written:
+        if bool(tuner._check_target_module_exists(config, modules[place.module])):
             what = f"init_lora_weights={init!r} changes" if takes else "LoRA takes apart"
-            raise Unsupported(
-                f"{what} the weight {places[place]!r}, which is tied: its other sites would "
-                "change with it. Use another initialisation or target, or untie it first with "
-                "eadem.untie(model, site)"
+            raise places[place].refuse(
+                Unsupported(
+                    f"{what} the weight {names[place]!r}, which is tied: its other sites would "
+                    "change with it. Use another initialisation or target, or untie it first "
+                    "with eadem.untie(model, site)"
+                )
             )

@@ -47,9 +47,7 @@ def parallelize_module(
         if not computed.isdisjoint(sites.values()):
             why = "its sites are not equal or transposed: a part of one is no part of another"
         elif outside:
-            why = (
-                f"{', '.join(outside[:3])} would be left whole; put its module in the plan too"
-            )
+            why = f"{', '.join(outside[:3])} would be left whole; plan for its module too"
         if inside and why is not None:
             raise Unsupported(
                 f"tensor parallelism of {', '.join(inside[:3])} would break {tie!r}: {why}. "

@@ -35,13 +35,11 @@ def _refuse_some(original: Any) -> Any:
     """`propagate_qconfig_`, with which `quantize_dynamic`, `prepare` and the others begin."""
 
     def run(module: Any, qconfig_dict: Any = None, *args: Any, **kwargs: Any) -> Any:
-        from eadem.bind.names import Sites
+        from eadem.bind.group import groups_at
 
-        tied = {p.module: p for g in Sites(module).groups for p in g.places.values()}
-        if tied:
-            for found in _quantised(module, qconfig_dict or {}, None, ""):
-                if found in tied:
-                    _refuse(module, tied[found])
+        for found in _quantised(module, qconfig_dict or {}, None, ""):
+            for group in groups_at([found]):
+                _refuse(group, found)
         return original(module, qconfig_dict, *args, **kwargs)
 
     return run
@@ -73,25 +71,27 @@ def _refuse_all(original: Any) -> Any:
     """Graph mode, which traces a model into another one."""
 
     def run(model: Any, *args: Any, **kwargs: Any) -> Any:
-        from eadem.bind.names import Sites
+        from eadem.bind.group import groups_at
 
-        for group in Sites(model).groups:
-            _refuse(model, next(iter(group.places.values())))
+        for group in groups_at(model.modules()):
+            _refuse(group, next(iter(group.places.values())).module)
         return original(model, *args, **kwargs)
 
     return run
 
 
-def _refuse(model: Any, place: Any) -> None:
-    from eadem.bind.names import Sites
+def _refuse(group: Any, module: Any) -> None:
+    from eadem.bind.settle import names_of
     from eadem.errors import Unsupported
 
-    sites = Sites(model)
-    group = next(g for g in sites.groups if place in g.keys)
-    names = sites.named(group)
-    raise Unsupported(
-        f"torch.ao.quantization would replace the module of {names[group.keys[place]]!r}, "
-        f"which is tied ({', '.join(list(names.values())[:4])}): every site would hold its own "
-        "quantised weight, or be passed over. Nothing was changed. Quantise an equality with "
-        "torchao.quantization.quantize_, which keeps one weight, or quantise eadem.twin(model)"
+    names = names_of(group)
+    at = next(names[k] for k, p in group.places.items() if p.module is module)
+    raise group.refuse(
+        Unsupported(
+            f"torch.ao.quantization would replace the module of {at!r}, which is tied "
+            f"({', '.join(list(names.values())[:4])}): every site would hold its own quantised "
+            "weight, or be passed over. Nothing was changed. Quantise an equality with "
+            "torchao.quantization.quantize_, which keeps one weight, or quantise "
+            "eadem.twin(model)"
+        )
     )

@@ -19,11 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from eadem.bind import twin
-from eadem.bind.group import Place, TieGroup
-from eadem.bind.names import Sites
+from eadem.bind.group import Place, TieGroup, groups_at
+from eadem.bind.settle import names_of
 from eadem.errors import Unsupported
 
 __all__ = ["follow"]
+
+WAY_OUT = (
+    "Nothing was changed. Leave it out of the filter, or take it out of its tie first with "
+    "eadem.untie(model, site)"
+)
 
 Change = Callable[[nn.Module, str], Any]
 
@@ -66,10 +71,10 @@ def _walk(original: Callable[..., Any]) -> Callable[..., Any]:
         extra_args: tuple[Any, ...] = (),
     ) -> Any:
         rest = (cur_fqn, device, extra_args)
-        if _busy.now or not Sites(model).groups:
+        if _busy.now:
             return original(model, replacement_fn, filter_fn, *rest)
         chosen = dict(_chosen(model, filter_fn, cur_fqn))
-        skip = _shared(model, chosen, lambda m, _: replacement_fn(m, *extra_args))
+        skip = _shared(chosen, lambda m, _: replacement_fn(m, *extra_args))
         _busy.now = True
         try:
             return original(
@@ -101,7 +106,7 @@ def _by_name(api: Any, original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def run(model: nn.Module, config: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(config, api.FqnToConfig) and Sites(model).groups:
+        if isinstance(config, api.FqnToConfig):
             chosen = {
                 m: name
                 for name, m in model.named_modules()
@@ -109,9 +114,7 @@ def _by_name(api: Any, original: Callable[..., Any]) -> Callable[..., Any]:
                 or api._module_param_matches_fqn_config(m, name, config)
                 or ("_default" in config.fqn_to_config and api._is_linear(m))
             }
-            many = _shared(
-                model, chosen, lambda m, name: api._fqn_to_config_handler(m, name, config)
-            )
+            many = _shared(chosen, lambda m, name: api._fqn_to_config_handler(m, name, config))
             if many:
                 names = ", ".join(repr(chosen[m]) for m in many)
                 raise Unsupported(
@@ -123,16 +126,15 @@ def _by_name(api: Any, original: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _shared(model: nn.Module, chosen: dict[nn.Module, str], change: Change) -> set[nn.Module]:
+def _shared(chosen: dict[nn.Module, str], change: Change) -> set[nn.Module]:
     """The chosen modules whose weight an earlier one has in common with them.
 
     Raises Unsupported where a tie cannot hold what `change` puts there.
     """
-    sites = Sites(model)
     skip: set[nn.Module] = set()
-    for group in sites.groups:
+    for group in groups_at(chosen):
         hit = [m for m in chosen if any(p.module is m for p in group.places.values())]
-        names = sites.named(group)
+        names = names_of(group)
         first: tuple[nn.Module, Tensor] | None = None
         for module in hit:
             made = _made(module, chosen[module], change, names)
@@ -140,11 +142,12 @@ def _shared(model: nn.Module, chosen: dict[nn.Module, str], change: Change) -> s
                 if place not in group.keys:
                     continue
                 if not group.equality:
-                    raise Unsupported(
-                        f"quantising {names[group.keys[place]]!r} would leave its tie "
-                        f"({_listed(names)}), which is no equality: a quantised weight cannot "
-                        "be seen through another map. Nothing was changed. Leave it out of the "
-                        "filter, or take it out of its tie first with eadem.untie(model, site)"
+                    raise group.refuse(
+                        Unsupported(
+                            f"quantising {names[group.keys[place]]!r} would leave its tie "
+                            f"({_listed(names)}), which is no equality: a quantised weight "
+                            f"cannot be seen through another map. {WAY_OUT}"
+                        )
                     )
                 if first is None:
                     first = (module, value)
@@ -188,8 +191,7 @@ def _readable(group: TieGroup, at: Place, value: Tensor, names: dict[str, str]) 
             raise Unsupported(
                 f"quantising {names[group.keys[at]]!r} would quantise {names[key]!r} too, "
                 f"which is tied to it, and its {type(copied).__name__} cannot compute with a "
-                f"{type(value).__name__} ({e}). Nothing was changed. Leave it out of the "
-                "filter, or take it out of its tie first with eadem.untie(model, site)"
+                f"{type(value).__name__} ({e}). {WAY_OUT}"
             ) from e
 
 

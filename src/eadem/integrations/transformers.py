@@ -4,8 +4,8 @@
 config.json, as `quantization_config` of the method "eadem": transformers' own place for how
 a folder's tensors become a model's. `from_pretrained` then ties the model while it is still
 on meta and fills in its free values. Where Eadem is not imported, transformers says that it
-does not know "eadem", lists the sites that the folder does not hold, and raises where free
-values have another shape than their site; other tools refuse the method.
+does not know "eadem" and raises: a site whose values are elsewhere is in the file by name, as
+an empty tensor, which fits no model.
 `model.save_pretrained(folder, state_dict=eadem.materialize(model))` writes every site for the
 stock class instead.
 
@@ -21,6 +21,8 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -30,9 +32,11 @@ from torch.overrides import TorchFunctionMode
 
 from eadem import bind, store
 from eadem._plan.site import parse
-from eadem.bind.group import LINKS, TieGroup
+from eadem.bind.group import LINKS, Link, TieGroup
+from eadem.bind.load import ABSENT
 from eadem.bind.names import Sites
 from eadem.errors import EademError, RecordError, Unsupported
+from eadem.integrations.accelerate import offloading
 
 __all__ = ["follow"]
 
@@ -42,9 +46,8 @@ _SAME = {"kind": "Same", "args": {}}
 
 def follow() -> None:
     """Have transformers keep ties. It must be imported already; a second call does nothing."""
-    from transformers.modeling_utils import PreTrainedModel
-    from transformers.quantizers import auto
-
+    base = import_module("transformers.modeling_utils").PreTrainedModel
+    auto = import_module("transformers.quantizers.auto")
     if METHOD in auto.AUTO_QUANTIZER_MAPPING:
         return
     _register(auto)
@@ -55,7 +58,7 @@ def follow() -> None:
         ("initialize_weights", _initialize_weights),
         ("resize_token_embeddings", _resize),
     ):
-        setattr(PreTrainedModel, name, _around(getattr(PreTrainedModel, name), around))
+        setattr(base, name, _around(getattr(base, name), around))
 
 
 def _around(method: Callable[..., Any], around: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,11 +90,30 @@ def _save_pretrained(method: Callable[..., Any], model: Any, *args: Any, **kwarg
             "eadem.untie(model), or save it with eadem.save(model, path)"
         )
     found, arrays = store.record_and_arrays(model)
-    given["state_dict"] = {**(model.state_dict() if state is None else state), **arrays}
+    given["state_dict"] = {
+        **{name: torch.empty(ABSENT, dtype=model.dtype) for name, _ in _derived(model)},
+        **(_present(model) if state is None else state),
+        **arrays,
+    }
     # names as in the record, not as an older version of the class had them
     given["save_original_format"] = False
     with _method(model.config, {"quant_method": METHOD, "record": found}):
         return method(**given, **rest)
+
+
+def _present(model: nn.Module) -> dict[str, Any]:
+    """The state dict, with the values of ties whose parameters accelerate has offloaded."""
+    state = dict(model.state_dict())
+    sites = Sites(model)
+    for group in sites.groups:
+        for key, name in sites.named(group).items():
+            value = state.get(name)
+            if isinstance(value, Tensor) and value.is_meta:
+                module, attr = group.places[key]
+                hook = offloading(module)
+                if hook is not None:
+                    state[name] = hook.weights_map[attr]
+    return state
 
 
 @contextmanager
@@ -116,7 +138,8 @@ def _method(config: Any, wanted: dict[str, Any] | None) -> Iterator[None]:
 def _whole(model: nn.Module) -> None:
     """Raise Unsupported where a site of the model takes its value from outside of it."""
     inside = {id(g) for g in Sites(model).groups}
-    for name, group in _derived(model):
+    for name, link in _linked(model):
+        group = link.group
         if id(group) not in inside:
             raise Unsupported(
                 f"{name!r} is part of a tie ({', '.join(list(group.places)[:4])}) that reaches "
@@ -174,25 +197,28 @@ def _register(auto: Any) -> None:
         def is_serializable(self) -> bool:
             return False
 
-        def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
+        def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
             # θ of a site may have another shape than the site; the setter checks it
-            module, _, attr = param_name.rpartition(".")  # type: ignore[assignment]
+            module, _, attr = param_name.rpartition(".")
             return attr in model.get_submodule(module).__dict__.get(LINKS, {})
 
         def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
             self.native: dict[str, str] = dict(model.all_tied_weights_keys)
             _tie_on_meta(model, self.quantization_config.record, kwargs.get("checkpoint_files"))
-            model.all_tied_weights_keys = _ungoverned(model, self.native)
+            model.all_tied_weights_keys = _shareable(model, self.native)
             return model
 
         def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
             left = model.all_tied_weights_keys
-            governed = _ungoverned(model, self.native)
+            shareable = _shareable(model, self.native)
             model.all_tied_weights_keys = {
-                k: v for k, v in self.native.items() if k in left or k not in governed
+                k: v for k, v in self.native.items() if k in left or k not in shareable
             }
-            # values without a parameter (fixed ones) still are where they were declared
-            model._apply(lambda t: torch.zeros_like(t, device=model.device) if t.is_meta else t)
+            device = "cpu" if model.device.type == "meta" else model.device
+            for module in model.modules():
+                for link in module.__dict__.get(LINKS, {}).values():
+                    if link.like is not None and link.like.is_meta:  # no parameter says where
+                        link.like = torch.zeros_like(link.like, device=device)
             bind.check(model)
             return model
 
@@ -209,12 +235,15 @@ def _tie_on_meta(model: Any, found: Any, files: Sequence[str] | None) -> None:
             "that"
         )
     shapes, arrays = _contents(files or ())
-    record, names = _for_class(model, store.checked(found, "the record in config.json"))
+    checked = store.checked(found, "the record in config.json")
+    record, names = _for_class(model, checked, shapes)
+    store.apply(model, record, arrays)
+    absent = [name for name, shape in shapes.items() if shape == ABSENT]
     model._keys_to_ignore_on_load_unexpected = {
         *(model._keys_to_ignore_on_load_unexpected or ()),
         rf"(^|\.){re.escape(store.PREFIX)}",
+        *(rf"(^|\.){re.escape(name)}$" for name in absent),
     }
-    store.apply(model, record, arrays)
     if files:
         _fits(model, shapes, names)
 
@@ -252,24 +281,28 @@ def _fits(model: Any, shapes: Mapping[str, tuple[int, ...]], names: Mapping[str,
                 )
 
 
-def _for_class(model: Any, record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+def _for_class(
+    model: Any, record: dict[str, Any], keys: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, str]]:
     """A record as a class with more or fewer heads reads it; names here by recorded name.
 
     Sites of a head that this class has not are left out, where that leaves the others' ties
-    as they are. Raises RecordError where it would not.
+    as they are. A head that the class itself ties to a recorded site, and of which the folder
+    has nothing under `keys`, is tied too. Raises RecordError where the ties cannot be kept.
     """
     here = Sites(model)
     names = {n: found for n in record["sites"] if (found := _name_here(model, here, n))}
     ties = _joined([_pairs(tie) for tie in record["ties"]], set(record["sites"]) - set(names))
-    own = store.record(model)  # aliases that the class has by itself
-    known = set(names.values())
-    ours = [t for t in own["ties"] if not {n for r in t for n in r["sites"]} <= known]
     sites = {names[n]: shape for n, shape in record["sites"].items() if n in names}
-    sites |= {n: own["sites"][n] for t in ours for r in t for n in r["sites"]}
     renamed = [
         [{"sites": [_renamed(site, names)], "map": spec} for site, spec in tie] for tie in ties
     ]
-    return {**record, "sites": sites, "ties": renamed + ours}, names
+    held = {_name_here(model, here, key) for key in keys}
+    for target, source in model.all_tied_weights_keys.items():
+        if source in sites and target not in sites and target not in held:
+            sites[target] = list(here.shape(target))
+            renamed.append([{"sites": [target, source], "map": _SAME}])
+    return {**record, "sites": sites, "ties": renamed}, names
 
 
 def _name_here(model: Any, here: Sites, name: str) -> str | None:
@@ -303,7 +336,7 @@ def _joined(ties: list[Pairs], absent: set[str]) -> list[Pairs]:
         outside = [[(s, m) for s, m in t if parse(s)[0] != name] for t in using]
         if any(outside) and max(map(len, inside)) > 1:
             raise _refusal(name, using)
-        while len([t for t in outside if t]) > 1:
+        while any(outside) and len(outside) > 1:
             same = next(
                 (
                     i
@@ -312,7 +345,7 @@ def _joined(ties: list[Pairs], absent: set[str]) -> list[Pairs]:
                 ),
                 None,
             )
-            if same is None or any(own[0][0] != name for own in inside):
+            if same is None or any(site != name for own in inside for site, _ in own):
                 raise _refusal(name, using)
             into = 0 if same else 1
             spec, known = inside[into][0][1], dict(outside[into])
@@ -333,18 +366,40 @@ def _refusal(name: str, using: list[Pairs]) -> RecordError:
 # what transformers does to a model later
 
 
-def _tie_weights(method: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
-    """`tie_weights`, for the pairs that no tie of Eadem's governs."""
-    native = getattr(model, "all_tied_weights_keys", None)
-    if not native or not Sites(model).groups:
-        return method(model, *args, **kwargs)
-    left = _ungoverned(model, native)
+#: Set while all pairs of the class are asked for.
+_all_pairs: ContextVar[bool] = ContextVar("eadem_all_pairs", default=False)
+
+
+def _tie_weights(
+    method: Callable[..., Any],
+    model: Any,
+    missing_keys: set[str] | None = None,
+    recompute_mapping: bool = True,
+) -> None:
+    """`tie_weights`, for the pairs of which no tie of Eadem's knows.
+
+    A pair that the ties hold already stays as it is; one with a site that holds no parameter
+    to share becomes a tie of Eadem's.
+    """
+    native = getattr(model, "all_tied_weights_keys", None) or {}
+    token = _all_pairs.set(True)
+    try:
+        pairs = model.get_expanded_tied_weights_keys(True) if recompute_mapping else native
+    finally:
+        _all_pairs.reset(token)
+    left = _shareable(model, native)
     model.all_tied_weights_keys = dict(left)
     try:
-        return method(model, *args, **kwargs)
+        method(model, missing_keys, recompute_mapping)
     finally:
         given_up = left.keys() - model.all_tied_weights_keys.keys()
         model.all_tied_weights_keys = {k: v for k, v in native.items() if k not in given_up}
+    if missing_keys is not None:  # from_pretrained: what the folder says has been settled
+        return
+    shareable = _shareable(model, pairs)
+    for target, source in _ungoverned(model, pairs).items():
+        if target not in shareable:
+            bind.tie(model, target, to=source)
 
 
 def _expanded_keys(
@@ -352,23 +407,15 @@ def _expanded_keys(
 ) -> dict[str, str]:
     """`get_expanded_tied_weights_keys`, which looks for the names of parameters."""
     derived = [] if all_submodels else _derived(model)
-    if not derived:
-        return _ungoverned(model, method(model, all_submodels))
     listed = model.named_parameters
-    model.__dict__["named_parameters"] = lambda *a, **k: [*listed(*a, **k), *derived]
+    if derived:
+        model.__dict__["named_parameters"] = lambda *a, **k: [*listed(*a, **k), *derived]
     try:
-        return _ungoverned(model, method(model, all_submodels))
+        found = method(model, all_submodels)
     finally:
-        del model.__dict__["named_parameters"]
-
-
-def _derived(model: nn.Module) -> list[tuple[str, TieGroup]]:
-    """The sites that take their value from elsewhere, each with its group."""
-    return [
-        (f"{name}.{attr}" if name else attr, link.group)
-        for name, module in model.named_modules()
-        for attr, link in module.__dict__.get(LINKS, {}).items()
-    ]
+        if derived:
+            del model.__dict__["named_parameters"]
+    return found if _all_pairs.get() else _shareable(model, found)
 
 
 def _ungoverned(model: Any, native: Mapping[str, str]) -> dict[str, str]:
@@ -378,6 +425,31 @@ def _ungoverned(model: Any, native: Mapping[str, str]) -> dict[str, str]:
         sites = Sites(model)
         governed = {n for g in sites.groups for n in sites.named(g).values()}
     return {t: s for t, s in native.items() if not (t in governed and s in governed)}
+
+
+def _shareable(model: Any, native: Mapping[str, str]) -> dict[str, str]:
+    """Of those, the pairs of which both hold a parameter in full."""
+    dressed = {name for name, _ in _linked(model)} if native else set()
+    found = _ungoverned(model, native)
+    return {t: s for t, s in found.items() if t not in dressed and s not in dressed}
+
+
+def _derived(model: nn.Module) -> list[tuple[str, TieGroup]]:
+    """The sites without a parameter of their own, each with its group."""
+    return [(n, link.group) for n, link in _linked(model) if link.key not in _owners(link)]
+
+
+def _owners(link: Link) -> Mapping[str, Any]:
+    return link.group.resolved.owners
+
+
+def _linked(model: nn.Module) -> list[tuple[str, Link]]:
+    """The sites that are computed, by name."""
+    return [
+        (f"{name}.{attr}" if name else attr, link)
+        for name, module in model.named_modules()
+        for attr, link in module.__dict__.get(LINKS, {}).items()
+    ]
 
 
 class _Loaded(TorchFunctionMode):
@@ -411,7 +483,8 @@ class _Loaded(TorchFunctionMode):
     def _holds(self, target: Tensor) -> bool:
         link = target.__dict__.get("_link")
         if link is not None:
-            return any(id(p) in self.parameters for p in link.parameters())
+            held = link.parameters()
+            return not held or any(id(p) in self.parameters for p in held)
         return target.untyped_storage()._cdata in self.storages
 
 
