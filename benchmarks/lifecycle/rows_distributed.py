@@ -1,15 +1,13 @@
-"""Rows 25 to 28: exported, and run in two processes."""
+"""Rows 26 to 28: run in two processes."""
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,61 +23,6 @@ from .verdict import Outcome, Verdict, short
 from .ways import EADEM, Way
 
 __all__ = ["ROWS"]
-
-
-# 25: exported
-
-
-def _exported(way: Way, subject: Subject) -> Outcome:
-    """torch.export, saved and loaded: one stored tensor, and all of it in use."""
-    model, x = way.tied(subject).eval(), subject.input()
-    stream = io.BytesIO()
-    with event(model):
-        torch.export.save(torch.export.export(model, (x,)), stream)
-    stream.seek(0)
-    program = torch.export.load(stream)
-    held = {n: p for n, p in program.state_dict.items() if isinstance(p, nn.Parameter)}
-    storages = {
-        p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() // 4 for p in held.values()
-    }
-    loaded = program.module()
-    far = float((loaded(x) - model(x)).abs().max())
-    if far > 1e-5:
-        return said(Verdict.WRONG, f"the outputs are {far:.2g} away")
-    if sum(storages.values()) != subject.free():
-        stored = sum(storages.values())
-        return said(
-            Verdict.TWICE, f"{stored} numbers are stored for {subject.free()} free ones"
-        )
-    return judge(model, subject)
-
-
-def _onnx(way: Way, subject: Subject) -> Outcome:
-    """Initializers that hold each free value once, and the outputs of onnxruntime."""
-    import onnx
-    import onnxruntime
-
-    model, x = way.tied(subject).eval(), subject.input()
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "model.onnx")
-        with event(model):
-            torch.onnx.export(model, (x,), path, dynamo=True, verbose=False)
-        graph = onnx.load(path).graph
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    far = float((torch.from_numpy(found) - model(x)).detach().abs().max())
-    if far > 1e-5:
-        return said(Verdict.WRONG, f"onnxruntime's outputs are {far:.2g} away")
-    stored = [tuple(t.dims) for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
-    sites = [tuple(read(model, n).shape) for n in subject.sites]
-    if len(sites) > 1:
-        same_size = sorted(sites[0])
-        copies = [s for s in stored if sorted(s) == same_size]
-        if len(copies) > 1:
-            return said(
-                Verdict.TWICE, f"{len(copies)} initializers of shape {copies[0]} for one θ"
-            )
-    return kept()
 
 
 # two processes
@@ -398,14 +341,6 @@ def _not_equal_nor_transposed(subject: Subject) -> bool:
 
 
 ROWS = (
-    Row(
-        25,
-        "exported, and run elsewhere",
-        (
-            Case("torch.export", _exported, seconds=120),
-            Case("ONNX", _onnx, seconds=180, needs=("onnx", "onnxscript", "onnxruntime")),
-        ),
-    ),
     Row(
         26,
         "wrapped in DDP, two processes",

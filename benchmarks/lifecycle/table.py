@@ -6,6 +6,7 @@ import functools
 
 from . import (
     rows_distributed,
+    rows_export,
     rows_libraries,
     rows_models,
     rows_modules,
@@ -22,6 +23,7 @@ _FILES = (
     rows_training,
     rows_sites,
     rows_distributed,
+    rows_export,
     rows_modules,
     rows_libraries,
     rows_trainers,
