@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from .subjects import Subject, read
 from torch import Tensor, nn
 from torch.func import functional_call
-from .verdict import Outcome, Verdict, short
 
 import eadem
+
+from .subjects import Subject, read
+from .verdict import Outcome, Verdict, short
 
 __all__ = [
     "Reference",
@@ -86,9 +87,7 @@ _SPOKEN = re.compile(
 def _picture(model: nn.Module) -> dict[str, Any]:
     return {
         "names": {n: id(p) for n, p in model.named_parameters(remove_duplicate=False)},
-        "values": {
-            n: p.detach().clone() for n, p in model.named_parameters() if not p.is_meta
-        },
+        "values": {n: p.detach().clone() for n, p in model.named_parameters() if not p.is_meta},
         "classes": {n: type(m) for n, m in model.named_modules()},
     }
 
@@ -128,9 +127,7 @@ def _reference(model: nn.Module, subject: Subject, free: Mapping[str, Tensor]) -
     holder = _Caller(follow(model, subject), subject)
     theta = {o: free[o] for o in subject.owners}
     named = {f"stock.{n}": w for n, w in {**free, **subject.expand(theta)}.items()}
-    found: Tensor = functional_call(
-        holder, named, (_wide(subject.input()),), tie_weights=False
-    )
+    found: Tensor = functional_call(holder, named, (_wide(subject.input()),), tie_weights=False)
     return found
 
 
@@ -301,7 +298,9 @@ def _wanted(model: nn.Module, subject: Subject, want: Mapping[str, Tensor]) -> l
     for name, w in want.items():
         far = _far(read(model, name), w)
         if not far <= _tolerance(model, subject) * (1 + float(w.abs().max())):
-            return [Outcome(Verdict.WRONG, f"{name} is {far:.2g} from the value it should have")]
+            return [
+                Outcome(Verdict.WRONG, f"{name} is {far:.2g} from the value it should have")
+            ]
     return []
 
 

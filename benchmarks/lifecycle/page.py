@@ -34,15 +34,16 @@ hide:
 
 # What becomes of a tie
 
-Written by `make bench` (`python -m benchmarks lifecycle`) with {versions}. Each probe ties a
-model, does to it what the row says, in a process of its own, and then asks the same of every way
-of tying: do the sites still agree? Does a change of the parameters, and a training step, move
-every site as the tie says? Is each free value counted, stored and stepped once? Do the outputs
-follow the values that are read? Nothing in the table is typed in by hand.
+Written by `make bench` (`python -m benchmarks lifecycle`) with {versions}.
+Each probe ties a model, does to it what the row says, in a process of its own, and then asks
+the same of every way of tying: do the sites still agree? Does a change of the parameters, and a
+training step, move every site as the tie says? Is each free value counted, stored and stepped
+once? Do the outputs follow the values that are read? Nothing in the table is typed in by hand.
 
 **The ties**: *equality* (embedding and output layer), *transpose* (autoencoder), *kernels*
-(three sites, one kernel in three poses), *part* (two rows of one tensor), *palindrome* (structure
-in one site); rows about transformers use its own models.
+(three sites, one kernel in three poses), *part* (two rows of one tensor), *palindrome*
+(structure in one site); rows about transformers use its own models.
+
 **The ways**: Eadem; plain torch, as an alias (`b.weight = a.weight`) or a second `Parameter` on
 the transposed storage, which can say *equality* and *transpose* only;
 `torch.nn.utils.parametrize`, with a site that reads its owner; and the library that the row is

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import warnings
 
 from . import run, table
 
 __all__: list[str] = []
 
+logging.disable(logging.WARNING)  # torchao tells of libraries that a CPU has no use for
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     for name in (

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
+
 from .oracle import event, judge
 from .subjects import FIVE, Subject, split
-from torch import Tensor, nn
 from .verdict import Outcome, Verdict
 from .ways import GENERAL, Way
 

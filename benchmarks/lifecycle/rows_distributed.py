@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import oracle
 from .oracle import Reference, Stopped, event, judge, worst
-from .rows import Case, Row, always, first_two, kept, said
+from .rows import Case, Row, kept, said
 from .subjects import FIVE, Subject, read
 from .verdict import Outcome, Verdict, short
 from .ways import EADEM, Way
@@ -39,15 +39,18 @@ def _exported(way: Way, subject: Subject) -> Outcome:
     stream.seek(0)
     program = torch.export.load(stream)
     held = {n: p for n, p in program.state_dict.items() if isinstance(p, nn.Parameter)}
-    storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() // 4
-                for p in held.values()}
+    storages = {
+        p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() // 4 for p in held.values()
+    }
     loaded = program.module()
     far = float((loaded(x) - model(x)).abs().max())
     if far > 1e-5:
         return said(Verdict.WRONG, f"the outputs are {far:.2g} away")
     if sum(storages.values()) != subject.free():
         stored = sum(storages.values())
-        return said(Verdict.TWICE, f"{stored} numbers are stored for {subject.free()} free ones")
+        return said(
+            Verdict.TWICE, f"{stored} numbers are stored for {subject.free()} free ones"
+        )
     return judge(model, subject)
 
 
@@ -73,7 +76,9 @@ def _onnx(way: Way, subject: Subject) -> Outcome:
         same_size = sorted(sites[0])
         copies = [s for s in stored if sorted(s) == same_size]
         if len(copies) > 1:
-            return said(Verdict.TWICE, f"{len(copies)} initializers of shape {copies[0]} for one θ")
+            return said(
+                Verdict.TWICE, f"{len(copies)} initializers of shape {copies[0]} for one θ"
+            )
     return kept()
 
 
@@ -185,7 +190,10 @@ def _expected(
 
 
 def _train(
-    call: nn.Module, parameters: list[nn.Parameter], subject: Subject, rank: int,
+    call: nn.Module,
+    parameters: list[nn.Parameter],
+    subject: Subject,
+    rank: int,
     skips: tuple[bool, ...],
 ) -> None:
     optimizer = torch.optim.SGD(parameters, lr=0.1)
@@ -280,8 +288,13 @@ def _gathered(
         for n, p in model.state_dict().items()
     }
     count = sum(p.numel() for p in model.parameters())
-    outcomes = [_agrees({n: v for n, v in full.items() if n in want and
-                         v.shape == want[n].shape}, want, loose)]
+    outcomes = [
+        _agrees(
+            {n: v for n, v in full.items() if n in want and v.shape == want[n].shape},
+            want,
+            loose,
+        )
+    ]
     if all(n in full and full[n].shape == want[n].shape for n in subject.sites):
         for n, w in subject.expand(subject.theta(full)).items():
             if not torch.allclose(w, full[n], atol=loose, rtol=loose):
@@ -313,10 +326,16 @@ def _tensor_parallel(rank: int, way: Way, subject: Subject) -> Outcome:
     from torch.distributed.tensor import Replicate, parallel
 
     styles = {
-        "Rowwise": lambda: parallel.RowwiseParallel(input_layouts=Replicate())
-        if subject.name == "equality" else parallel.RowwiseParallel(),
-        "Colwise": lambda: parallel.ColwiseParallel(output_layouts=Replicate())
-        if subject.name == "equality" else parallel.ColwiseParallel(),
+        "Rowwise": lambda: (
+            parallel.RowwiseParallel(input_layouts=Replicate())
+            if subject.name == "equality"
+            else parallel.RowwiseParallel()
+        ),
+        "Colwise": lambda: (
+            parallel.ColwiseParallel(output_layouts=Replicate())
+            if subject.name == "equality"
+            else parallel.ColwiseParallel()
+        ),
     }
     plan = {n: styles[kind]() for n, kind in _STYLES[subject.name].items()}
     model = way.tied(subject)
@@ -379,22 +398,44 @@ def _not_equal_nor_transposed(subject: Subject) -> bool:
 
 
 ROWS = (
-    Row(25, "exported, and run elsewhere", (
-        Case("torch.export", _exported, seconds=120),
-        Case("ONNX", _onnx, seconds=180, needs=("onnx", "onnxscript", "onnxruntime")),
-    )),
-    Row(26, "wrapped in DDP, two processes", (
-        Case("a site unused in one step", _pair(_ddp(checkpointed=False)), seconds=120),
-        Case("activation checkpointing", _pair(_ddp(checkpointed=True)), seconds=120),
-    )),
-    Row(27, "sharded with FSDP2, two processes", (
-        Case("by block", _pair(_fsdp()), seconds=120),
-        Case("at the root", _pair(_fsdp(blocks_too=False)), seconds=120),
-        Case("mixed precision", _pair(_fsdp(mixed=True)), subjects=_without_norm,
-             seconds=120),
-    )),
-    Row(28, "parallelised over tensors, two processes", (
-        Case("", _pair(_tensor_parallel), refusable=_not_equal_nor_transposed,
-             subjects=_divisible, seconds=120),
-    )),
+    Row(
+        25,
+        "exported, and run elsewhere",
+        (
+            Case("torch.export", _exported, seconds=120),
+            Case("ONNX", _onnx, seconds=180, needs=("onnx", "onnxscript", "onnxruntime")),
+        ),
+    ),
+    Row(
+        26,
+        "wrapped in DDP, two processes",
+        (
+            Case("a site unused in one step", _pair(_ddp(checkpointed=False)), seconds=120),
+            Case("activation checkpointing", _pair(_ddp(checkpointed=True)), seconds=120),
+        ),
+    ),
+    Row(
+        27,
+        "sharded with FSDP2, two processes",
+        (
+            Case("by block", _pair(_fsdp()), seconds=120),
+            Case("at the root", _pair(_fsdp(blocks_too=False)), seconds=120),
+            Case(
+                "mixed precision", _pair(_fsdp(mixed=True)), subjects=_without_norm, seconds=120
+            ),
+        ),
+    ),
+    Row(
+        28,
+        "parallelised over tensors, two processes",
+        (
+            Case(
+                "",
+                _pair(_tensor_parallel),
+                refusable=_not_equal_nor_transposed,
+                subjects=_divisible,
+                seconds=120,
+            ),
+        ),
+    ),
 )

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+import eadem
+
 from .oracle import Stopped, event, judge, worst
 from .rows import Case, Probe, Row, after, always, first_two, inner, kept, said, state_of
 from .subjects import Subject, read
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from .verdict import Outcome, Verdict, short
 from .ways import EADEM, NATIVE, PARAMETRIZE, TORCH, Way
-
-import eadem
 
 __all__ = ["ROWS"]
 
@@ -362,45 +363,89 @@ OVERWRITE = torch.__future__.set_overwrite_module_params_on_conversion
 SWAP = torch.__future__.set_swap_module_params_on_conversion
 
 ROWS = (
-    Row(1, "cast, whole or at one site's module", (
-        Case("the model", after(_casts)),
-        Case("one site's module", _one_module_cast),
-    )),
-    Row(2, "converted under torch's `__future__` flags", (
-        Case("overwrite", _under(OVERWRITE)),
-        Case("swap", _under(SWAP)),
-    )),
-    Row(3, "built on `meta`, `to_empty`, initialised", (
-        Case("tied on meta", _on_meta),
-        Case("sent to meta and back", after(_to_meta_and_back)),
-    )),
-    Row(4, "built under accelerate's `init_empty_weights`", (
-        Case("tied inside, then to_empty", _empty_weights, needs=("accelerate",)),
-        Case("tied by its constructor", _tied_then_emptied, needs=("accelerate",)),
-        Case("load_checkpoint_and_dispatch", _accelerate_loads, subjects=first_two,
-             ways=(NATIVE,), library="accelerate", needs=("accelerate",)),
-    )),
-    Row(5, "deep-copied, whole or one site's module alone", (
-        Case("whole", after(copy.deepcopy)),
-        Case("one module alone", _one_module_copied),
-    )),
-    Row(6, "pickled, `torch.save`d, sent to a spawned process", (
-        Case("pickle", after(_pickled)),
-        Case("torch.save", after(_torch_saved)),
-        Case("spawned process", after(_spawned), seconds=150),
-    )),
+    Row(
+        1,
+        "cast, whole or at one site's module",
+        (
+            Case("the model", after(_casts)),
+            Case("one site's module", _one_module_cast),
+        ),
+    ),
+    Row(
+        2,
+        "converted under torch's `__future__` flags",
+        (
+            Case("overwrite", _under(OVERWRITE)),
+            Case("swap", _under(SWAP)),
+        ),
+    ),
+    Row(
+        3,
+        "built on `meta`, `to_empty`, initialised",
+        (
+            Case("tied on meta", _on_meta),
+            Case("sent to meta and back", after(_to_meta_and_back)),
+        ),
+    ),
+    Row(
+        4,
+        "built under accelerate's `init_empty_weights`",
+        (
+            Case("tied inside, then to_empty", _empty_weights, needs=("accelerate",)),
+            Case("tied by its constructor", _tied_then_emptied, needs=("accelerate",)),
+            Case(
+                "load_checkpoint_and_dispatch",
+                _accelerate_loads,
+                subjects=first_two,
+                ways=(NATIVE,),
+                library="accelerate",
+                needs=("accelerate",),
+            ),
+        ),
+    ),
+    Row(
+        5,
+        "deep-copied, whole or one site's module alone",
+        (
+            Case("whole", after(copy.deepcopy)),
+            Case("one module alone", _one_module_copied),
+        ),
+    ),
+    Row(
+        6,
+        "pickled, `torch.save`d, sent to a spawned process",
+        (
+            Case("pickle", after(_pickled)),
+            Case("torch.save", after(_torch_saved)),
+            Case("spawned process", after(_spawned), seconds=150),
+        ),
+    ),
     Row(7, "deep-copied, cast and pickled in turn", (Case("", after(_chain)),)),
     Row(8, "loaded with `load_state_dict(assign=True)`", (Case("", _load(assign=True)),)),
     Row(9, "loaded from a checkpoint with θ only, `strict=True`", (Case("", _theta_only),)),
-    Row(10, "loaded from a checkpoint with every site", (
-        Case("agreeing", _agreeing),
-        Case("disagreeing", _disagreeing, refusable=always),
-    )),
+    Row(
+        10,
+        "loaded from a checkpoint with every site",
+        (
+            Case("agreeing", _agreeing),
+            Case("disagreeing", _disagreeing, refusable=always),
+        ),
+    ),
     Row(11, "tied while its sites differ, to start at the mean", (Case("", _start_mean),)),
     Row(12, "written as a plain state dict for the stock class", (Case("", _materialized),)),
-    Row(13, "saved as one file, and rebuilt on a fresh, untied model", (
-        Case("", _file_of),
-        Case("save_model, load_model", _safetensors, subjects=first_two, ways=(NATIVE,),
-             library="safetensors", needs=("safetensors",)),
-    )),
+    Row(
+        13,
+        "saved as one file, and rebuilt on a fresh, untied model",
+        (
+            Case("", _file_of),
+            Case(
+                "save_model, load_model",
+                _safetensors,
+                subjects=first_two,
+                ways=(NATIVE,),
+                library="safetensors",
+                needs=("safetensors",),
+            ),
+        ),
+    ),
 )

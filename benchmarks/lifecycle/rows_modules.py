@@ -1,4 +1,4 @@
-"""Rows 31 to 36, and 40: averages, edits, threads, modules with references of their own, names."""
+"""Rows 31 to 36, and 40: averages, edits, threads, modules that keep references, names."""
 
 from __future__ import annotations
 
@@ -11,18 +11,23 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, parametrizations, parametrize, prune
-from torch.nn.utils import vector_to_parameters
+from torch.nn.utils import (
+    parameters_to_vector,
+    parametrizations,
+    parametrize,
+    prune,
+    vector_to_parameters,
+)
 from torch.optim.swa_utils import AveragedModel
+
+import eadem
 
 from . import oracle
 from .oracle import Stopped, event, judge, worst
-from .rows import Case, Row, after, always, five, inner, kept, linked, said, with_modules
+from .rows import Case, Row, after, always, inner, kept, linked, said
 from .subjects import FIVE, Link, Subject, mirrored, quarter, read, same, split, transposed
 from .verdict import Outcome, Verdict, short
-from .ways import EADEM, GENERAL, PARAMETRIZE, TORCH, Way
-
-import eadem
+from .ways import EADEM, PARAMETRIZE, TORCH, Way
 
 __all__ = ["ROWS"]
 
@@ -97,7 +102,9 @@ def _edited(way: Way, subject: Subject) -> Outcome:
                 second = subject.call(model, subject.input())
                 expected = subject.call(oracle.follow(model, subject), _wide(subject))
             if torch.equal(first, second) or float((second - expected).abs().max()) > 1e-4:
-                found.append(said(Verdict.STALE, f"outputs as before an edit by {edit.__name__}"))
+                found.append(
+                    said(Verdict.STALE, f"outputs as before an edit by {edit.__name__}")
+                )
     return worst([*found, judge(model, subject)])
 
 
@@ -200,10 +207,21 @@ def _own_references() -> tuple[Subject, ...]:
         _two_sites("LSTM, flipped", lambda: _Two(nn.LSTM), rows, *hh, mirrored),
         _two_sites("GRU", lambda: _Two(nn.GRU), rows, *hh),
         _two_sites("attention", _Attention, wide, "b.in_proj_weight", "a.in_proj_weight"),
-        _two_sites("encoder layers", _encoder, wide, "layers.1.self_attn.in_proj_weight",
-                   "layers.0.self_attn.in_proj_weight"),
-        _two_sites("encoder layers, transposed", _encoder, wide, "layers.1.linear2.weight",
-                   "layers.0.linear1.weight", transposed),
+        _two_sites(
+            "encoder layers",
+            _encoder,
+            wide,
+            "layers.1.self_attn.in_proj_weight",
+            "layers.0.self_attn.in_proj_weight",
+        ),
+        _two_sites(
+            "encoder layers, transposed",
+            _encoder,
+            wide,
+            "layers.1.linear2.weight",
+            "layers.0.linear1.weight",
+            transposed,
+        ),
     )
 
 
@@ -252,7 +270,9 @@ def _asked(way: Way, subject: Subject) -> Outcome:
         except Exception as error:
             owner = subject.links[name].owner if name in subject.links else "free value"
             if owner in str(error):
-                found.append(said(Verdict.REFUSED, f"{type(error).__name__}: {short(str(error))}"))
+                found.append(
+                    said(Verdict.REFUSED, f"{type(error).__name__}: {short(str(error))}")
+                )
             else:
                 text = f"{type(error).__name__}, without a word of θ: {short(str(error))}"
                 found.append(said(Verdict.RAISES, text))
@@ -326,7 +346,11 @@ _OTHER_OWNERS: dict[str, dict[str, Link]] = {
 def _other_order(way: Way, subject: Subject) -> Outcome:
     links = _OTHER_OWNERS.get(subject.name, {})
     other = Subject(
-        subject.name, subject.factory, _ANOTHER_ORDER[subject.name], subject.x, links,
+        subject.name,
+        subject.factory,
+        _ANOTHER_ORDER[subject.name],
+        subject.x,
+        links,
         subject.folds,
     )
     source, model = way.tied(subject, 7), way.tied(other, 3)
@@ -382,32 +406,63 @@ def _scripted(way: Way, subject: Subject) -> Outcome:
 
 
 ROWS = (
-    Row(31, "averaged (EMA, SWA), or pruned at one site", (
-        Case("averaged", _averaged),
-        Case("pruned", _pruned, refusable=always),
-    )),
-    Row(32, "edited in place between two evaluations", (
-        Case("", _edited),
-        Case("under its cache", _cached, ways=(PARAMETRIZE,)),
-    )),
+    Row(
+        31,
+        "averaged (EMA, SWA), or pruned at one site",
+        (
+            Case("averaged", _averaged),
+            Case("pruned", _pruned, refusable=always),
+        ),
+    ),
+    Row(
+        32,
+        "edited in place between two evaluations",
+        (
+            Case("", _edited),
+            Case("under its cache", _cached, ways=(PARAMETRIZE,)),
+        ),
+    ),
     Row(33, "evaluated from several threads", (Case("", _threads),)),
-    Row(34, "made of modules that keep references of their own", (
-        Case("as built", after(lambda m: None), subjects=_own_references),
-        Case("copied and cast", after(_copied_and_cast), subjects=_own_references),
-        Case("lazy", _tied_and_called, refusable=always, subjects=_lazies,
-             ways=(EADEM, TORCH)),
-        Case("with weight_norm", _tied_and_called, refusable=always, subjects=_parametrized),
-    )),
-    Row(35, "asked for a site by name", (
-        Case("get_parameter", _asked, refusable=always),
-        Case("a hook on what is read", _hooked, refusable=always),
-    )),
-    Row(36, "tied in one order, loaded by code that ties in another", (
-        Case("", _other_order, subjects=linked),
-        Case("", _other_order, subjects=lambda: (FIVE[3],), ways=(EADEM,)),
-    )),
-    Row(40, "replicated by DataParallel, scripted", (
-        Case("replicate", _replicated, refusable=always),
-        Case("jit.script", _scripted, refusable=always),
-    )),
+    Row(
+        34,
+        "made of modules that keep references of their own",
+        (
+            Case("as built", after(lambda m: None), subjects=_own_references),
+            Case("copied and cast", after(_copied_and_cast), subjects=_own_references),
+            Case(
+                "lazy",
+                _tied_and_called,
+                refusable=always,
+                subjects=_lazies,
+                ways=(EADEM, TORCH),
+            ),
+            Case(
+                "with weight_norm", _tied_and_called, refusable=always, subjects=_parametrized
+            ),
+        ),
+    ),
+    Row(
+        35,
+        "asked for a site by name",
+        (
+            Case("get_parameter", _asked, refusable=always),
+            Case("a hook on what is read", _hooked, refusable=always),
+        ),
+    ),
+    Row(
+        36,
+        "tied in one order, loaded by code that ties in another",
+        (
+            Case("", _other_order, subjects=linked),
+            Case("", _other_order, subjects=lambda: (FIVE[3],), ways=(EADEM,)),
+        ),
+    ),
+    Row(
+        40,
+        "replicated by DataParallel, scripted",
+        (
+            Case("replicate", _replicated, refusable=always),
+            Case("jit.script", _scripted, refusable=always),
+        ),
+    ),
 )

@@ -170,8 +170,11 @@ def run(wanted: list[int], workers: int) -> list[Found]:
             found.append(one)
             if i % 10 == 0 or i == len(everything):
                 spent = time.monotonic() - began
-                print(f"row {one.job.row:2d}: {i} of {len(everything)} probes, {spent:.0f} s",
-                      file=sys.stderr, flush=True)
+                print(
+                    f"row {one.job.row:2d}: {i} of {len(everything)} probes, {spent:.0f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
     return found
 
 
@@ -195,10 +198,11 @@ def main(argv: list[str]) -> int:
         print(f"written: {out}")
     else:
         for f in found:
-            print(f"{f.job.row:2d} {f.case} | {f.library or f.job.way} | {f.declaration} | "
-                  f"{f.outcome.verdict.symbol} {f.outcome.verdict.value}: {f.outcome.detail}")
+            print(
+                f"{f.job.row:2d} {f.case} | {f.library or f.job.way} | {f.declaration} | "
+                f"{f.outcome.verdict.symbol} {f.outcome.verdict.value}: {f.outcome.detail}"
+            )
     broken = problems(found)
     for line in broken:
         print(line, file=sys.stderr)
     return 1 if broken else 0
-

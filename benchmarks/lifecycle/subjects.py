@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "lifecycle"))
 
-import lifecycle_systems  # noqa: E402
+import lifecycle_systems
 
-import eadem  # noqa: E402
+import eadem
 
 __all__ = ["FIVE", "Fold", "Link", "Subject", "read", "same", "split", "transposed"]
 
@@ -107,9 +107,7 @@ class Subject:
 
     def expand(self, theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every site's value from the free values."""
-        held = {
-            o: self.folds[o].widen(t) if o in self.folds else t for o, t in theta.items()
-        }
+        held = {o: self.folds[o].widen(t) if o in self.folds else t for o, t in theta.items()}
         return held | {n: link.map(held[link.owner]) for n, link in self.links.items()}
 
     def agreeing(self, seed: int = 0) -> dict[str, Tensor]:
@@ -296,25 +294,45 @@ def family(model: str, further: bool) -> Subject:
 
     def gpt2() -> nn.Module:
         config = GPT2Config(
-            vocab_size=11, n_positions=8, n_embd=8, n_layer=2, n_head=2, resid_pdrop=0.0,
-            embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=1,
+            vocab_size=11,
+            n_positions=8,
+            n_embd=8,
+            n_layer=2,
+            n_head=2,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=1,
         )
         found: nn.Module = GPT2LMHeadModel(config)
         return found
 
     def t5() -> nn.Module:
         config = T5Config(
-            vocab_size=11, d_model=8, d_kv=4, d_ff=12, num_layers=2, num_heads=2,
-            dropout_rate=0.0, decoder_start_token_id=0,
+            vocab_size=11,
+            d_model=8,
+            d_kv=4,
+            d_ff=12,
+            num_layers=2,
+            num_heads=2,
+            dropout_rate=0.0,
+            decoder_start_token_id=0,
         )
         found: nn.Module = T5ForConditionalGeneration(config)
         return found
 
     def albert() -> nn.Module:
         config = AlbertConfig(
-            vocab_size=11, num_attention_heads=2, hidden_size=8, embedding_size=8,
-            num_hidden_layers=2, intermediate_size=12, max_position_embeddings=8,
-            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+            vocab_size=11,
+            num_attention_heads=2,
+            hidden_size=8,
+            embedding_size=8,
+            num_hidden_layers=2,
+            intermediate_size=12,
+            max_position_embeddings=8,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
         )
         found: nn.Module = AlbertForMaskedLM(config)
         return found
@@ -323,17 +341,27 @@ def family(model: str, further: bool) -> Subject:
     blocks = ("encoder.block.0.layer.0.SelfAttention", "encoder.block.1.layer.0.SelfAttention")
     factory, call, native, ours = {
         "GPT-2": (
-            gpt2, _logits, {"lm_head.weight": "transformer.wte.weight"},
+            gpt2,
+            _logits,
+            {"lm_head.weight": "transformer.wte.weight"},
             ("transformer.h.0.attn.c_attn.weight", "transformer.h.1.attn.c_attn.weight"),
         ),
         "T5": (
-            t5, lambda m, x: m(input_ids=x, decoder_input_ids=x).logits,
-            {n: "shared.weight" for n in (
-                "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")},
+            t5,
+            lambda m, x: m(input_ids=x, decoder_input_ids=x).logits,
+            dict.fromkeys(
+                (
+                    "encoder.embed_tokens.weight",
+                    "decoder.embed_tokens.weight",
+                    "lm_head.weight",
+                ),
+                "shared.weight",
+            ),
             (f"{blocks[0]}.q.weight", f"{blocks[1]}.q.weight"),
         ),
         "ALBERT": (
-            albert, _logits,
+            albert,
+            _logits,
             {"predictions.decoder.weight": "albert.embeddings.word_embeddings.weight"},
             (f"{layer}.attention.query.weight", f"{layer}.attention.key.weight"),
         ),

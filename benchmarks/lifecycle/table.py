@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import functools
 
-from . import rows_distributed, rows_libraries, rows_models, rows_modules, rows_training
+from . import (
+    rows_distributed,
+    rows_libraries,
+    rows_models,
+    rows_modules,
+    rows_sites,
+    rows_trainers,
+    rows_training,
+)
 from .rows import Row
 
 __all__ = ["rows"]
 
-_FILES = (rows_distributed, rows_libraries, rows_models, rows_modules, rows_training)
+_FILES = (
+    rows_models,
+    rows_training,
+    rows_sites,
+    rows_distributed,
+    rows_modules,
+    rows_libraries,
+    rows_trainers,
+)
 
 
 @functools.cache

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .subjects import Fold, Link, Subject, split
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+from .subjects import Fold, Link, Subject, split
 
 __all__ = ["EADEM", "GENERAL", "NATIVE", "PARAMETRIZE", "TORCH", "Way"]
 
