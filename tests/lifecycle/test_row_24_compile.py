@@ -55,7 +55,7 @@ def test_twenty_steps_in_one_compilation(system: System) -> None:
 
 @pytest.mark.slow
 def test_twenty_steps_in_generated_code() -> None:
-    """Inductor writes the tie's expression into its code. Most of the time is the compiler's."""
+    """Inductor writes the expression of the tie into its code; the compiler takes long."""
     counter = CompileCounterWithBackend("inductor")
     _both(SYSTEM["palindrome"], counter, 1e-4)
     assert counter.frame_count == 1

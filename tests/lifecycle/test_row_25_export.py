@@ -1,4 +1,4 @@
-"""Row 25: `torch.export`, saved and loaded: one stored tensor per θ, and the tie alive in it."""
+"""Row 25: `torch.export`, saved and loaded: one tensor for each θ, and the tie alive in it."""
 
 import io
 import json
