@@ -44,20 +44,17 @@ once? Do the outputs follow the values that are read? Nothing in the table is ty
 (three sites, one kernel in three poses), *part* (two rows of one tensor), *palindrome*
 (structure in one site); rows about transformers use its own models.
 
-**The ways**: Eadem; plain torch, as an alias (`b.weight = a.weight`) or a second `Parameter` on
-the transposed storage, which can say *equality* and *transpose* only;
-`torch.nn.utils.parametrize`, with a site that reads its owner; and the library that the row is
-about, with the ties that it makes itself.
+**The ways**: Eadem; in plain torch an alias, for equality, or a second `Parameter` on the
+transposed storage, for the transpose; `torch.nn.utils.parametrize`, with a site that reads its
+owner; and the library that the row is about, with the ties that it makes itself.
 
-| | |
-|---|---|
-| ✓ kept | the tie holds |
-| ⊘ refused | an error that speaks of it, before anything was changed |
-| ! raises | an error about something else, or one that leaves the model changed |
-| ✗ untied | the sites go apart |
-| ✗ wrong values | gradients, steps, outputs or stored values are not those of the tie |
-| ✗ stale | something goes on with an old value |
-| ✗ counted twice | one free value is counted, stored or stepped as two |
+- ✓ **kept**: the tie holds.
+- ⊘ **refused**: an error that speaks of it, before anything was changed.
+- ! **raises**: an error about something else, or one that leaves the model changed.
+- ✗ **untied**: the sites go apart.
+- ✗ **wrong values**: gradients, steps, outputs or stored values are not those of the tie.
+- ✗ **stale**: something goes on with an old value.
+- ✗ **counted twice**: one free value is counted, stored or stepped as two.
 
 {summary}
 
@@ -92,7 +89,7 @@ def problems(found: Iterable[Found]) -> list[str]:
 
 
 def _heading(way: Way) -> str:
-    return {"torch": "plain torch", "library": "the library's own"}.get(way.key, way.title)
+    return way.title
 
 
 def _versions() -> str:
@@ -158,7 +155,12 @@ def _where(group: list[Found], among: list[Found]) -> str:
     if cases == every and len({tuple(t) for t in ties.values()}) == 1:
         return ", ".join(ties[cases[0]])
     return "; ".join(
-        c if ties[c] == whole[c] and c else f"{c} ({', '.join(ties[c])})".strip() for c in cases
+        c
+        if ties[c] == whole[c] and c
+        else f"{c} ({', '.join(ties[c])})"
+        if c
+        else ", ".join(ties[c])
+        for c in cases
     )
 
 

@@ -115,7 +115,7 @@ def _merged(way: Way, subject: Subject, targets: list[str], **options: Any) -> O
         far = float((out - before).abs().max())
         if far > 1e-4:
             return said(Verdict.WRONG, f"once {name}, the outputs are {far:.2g} away")
-    return judge(adapted.unload(), subject)
+    return judge(adapted.unload().requires_grad_(True), subject)  # peft froze it
 
 
 # 30: quantised at one site

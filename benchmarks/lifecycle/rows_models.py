@@ -22,7 +22,7 @@ from .oracle import Stopped, event, judge, worst
 from .rows import Case, Probe, Row, after, always, first_two, inner, kept, said, state_of
 from .subjects import Subject, read
 from .verdict import Outcome, Verdict, short
-from .ways import EADEM, NATIVE, PARAMETRIZE, TORCH, Way
+from .ways import ALIAS, EADEM, NATIVE, PARAMETRIZE, Way
 
 __all__ = ["ROWS"]
 
@@ -125,9 +125,9 @@ def _accelerate_loads(way: Way, subject: Subject) -> Outcome:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.bin"
-        torch.save(state_of(TORCH, subject, 5), path)
+        torch.save(state_of(ALIAS, subject, 5), path)
         with init_empty_weights():
-            model = TORCH.tied(subject)
+            model = ALIAS.tied(subject)
         with event(model):
             model = load_checkpoint_and_dispatch(model, str(path), device_map={"": "cpu"})
     return judge(model, subject, want=subject.values(5))
@@ -356,7 +356,7 @@ def _file_of(way: Way, subject: Subject) -> Outcome:
 def _safetensors(way: Way, subject: Subject) -> Outcome:
     from safetensors.torch import load_model, save_model
 
-    return _rebuilt(save_model, load_model)(TORCH, subject)
+    return _rebuilt(save_model, load_model)(ALIAS, subject)
 
 
 OVERWRITE = torch.__future__.set_overwrite_module_params_on_conversion

@@ -27,7 +27,7 @@ from .oracle import Stopped, event, judge, worst
 from .rows import Case, Row, after, always, inner, kept, linked, said
 from .subjects import FIVE, Link, Subject, mirrored, quarter, read, same, split, transposed
 from .verdict import Outcome, Verdict, short
-from .ways import EADEM, PARAMETRIZE, TORCH, Way
+from .ways import ALIAS, EADEM, PARAMETRIZE, Way
 
 __all__ = ["ROWS"]
 
@@ -434,7 +434,7 @@ ROWS = (
                 _tied_and_called,
                 refusable=always,
                 subjects=_lazies,
-                ways=(EADEM, TORCH),
+                ways=(EADEM, ALIAS),
             ),
             Case(
                 "with weight_norm", _tied_and_called, refusable=always, subjects=_parametrized

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from .subjects import Fold, Link, Subject, split
 
-__all__ = ["EADEM", "GENERAL", "NATIVE", "PARAMETRIZE", "TORCH", "Way"]
+__all__ = ["ALIAS", "EADEM", "GENERAL", "NATIVE", "PARAMETRIZE", "VIEW", "Way"]
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,16 @@ def _alias(model: nn.Module, subject: Subject) -> None:
 
 
 def _no_alias(subject: Subject) -> str:
-    if subject.folds or any(k.kind == "map" for k in subject.links.values()):
-        return "neither an alias nor a strided view says it"
-    return ""
+    alike = all(link.kind == "same" for link in subject.links.values())
+    return "" if alike and not subject.folds else "an alias says equality only"
+
+
+def _no_view(subject: Subject) -> str:
+    viewed = any(link.kind == "view" for link in subject.links.values())
+    mapped = any(link.kind == "map" for link in subject.links.values())
+    if viewed and not mapped and not subject.folds:
+        return ""
+    return "neither an alias nor a strided view says it" if mapped else "an alias says it"
 
 
 class _FromOwner(nn.Module):
@@ -115,7 +122,8 @@ def _already(model: nn.Module, subject: Subject) -> None:
 
 
 EADEM = Way("eadem", "Eadem", _declare, _nothing)
-TORCH = Way("torch", "plain torch: an alias, or a view of the storage", _alias, _no_alias)
+ALIAS = Way("alias", "`b.weight = a.weight`", _alias, _no_alias)
+VIEW = Way("view", "`Parameter(a.weight.data.t())`", _alias, _no_view)
 PARAMETRIZE = Way("parametrize", "`torch.nn.utils.parametrize`", _parametrized, _nothing)
 NATIVE = Way("library", "the library's own", _already, _nothing)
-GENERAL = (EADEM, TORCH, PARAMETRIZE)
+GENERAL = (EADEM, ALIAS, VIEW, PARAMETRIZE)
