@@ -15,12 +15,14 @@ from typing import Any as _Any
 from .errors import EademError as EademError
 from .errors import MissingPackage as MissingPackage
 from .errors import NoSuchSite as NoSuchSite
+from .errors import NotAParameter as NotAParameter
 from .errors import RecordError as RecordError
 from .errors import ShapeError as ShapeError
 from .errors import TieBroken as TieBroken
 from .errors import TieConflict as TieConflict
 from .errors import TooLarge as TooLarge
 from .errors import Unsupported as Unsupported
+from .integrations import on_import as _on_import
 
 if _TYPE_CHECKING:
     from .bind import Counts as Counts
@@ -67,6 +69,8 @@ if _TYPE_CHECKING:
     from .store import save as save
 
 __version__ = "0.1.0"
+
+_on_import.watch()
 
 # Everything that needs torch is loaded on first use, so that the command line answers at once.
 _HOME = {

@@ -24,7 +24,7 @@ from eadem.bind.extend import extend
 from eadem.bind.group import BoundTie, TieGroup
 from eadem.bind.names import Sites, is_pattern, match
 from eadem.errors import NoSuchSite, TieConflict, nearest
-from eadem.maps.base import Map
+from eadem.maps.base import Map, on_cpu
 from eadem.maps.view import Same
 
 __all__ = ["Start", "Tie", "declare", "plan", "tie", "tie_modules"]
@@ -136,6 +136,7 @@ class _Open(threading.local):
 _open = _Open()
 
 
+@on_cpu()
 def tie(
     model: nn.Module,
     *sites: str | Mapping[str, Map],
@@ -300,6 +301,7 @@ def _declaration(
     return Declaration(tuple(entries))
 
 
+@on_cpu()
 def _declare(index: Sites, wanted: Sequence[_Wanted], bound: Sequence[BoundTie]) -> None:
     """Resolve new declarations together with the ties they touch, then bind them."""
     for w in wanted:

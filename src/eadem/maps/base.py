@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -64,6 +64,20 @@ def numel(shape: Sequence[int]) -> int:
 
 
 @contextmanager
+def on_cpu() -> Iterator[None]:
+    """Where indices and other constants are made: on the CPU, whatever the default device.
+
+    Under `torch.device("meta")`, or accelerate's `init_empty_weights(include_buffers=True)`,
+    they would have no values.
+    """
+    if not torch._C._len_torch_function_stack():  # no default device has been set
+        yield
+        return
+    with torch.device("cpu"):
+        yield
+
+
+@contextmanager
 def outside() -> Iterator[None]:
     """Where constants are made: outside autograd, inference mode and torch.func transforms.
 
@@ -74,6 +88,7 @@ def outside() -> Iterator[None]:
         temporarily_clear_interpreter_stack(),
         torch.inference_mode(False),
         torch.no_grad(),
+        on_cpu(),
     ):
         yield
 
@@ -82,16 +97,18 @@ class Constant:
     """A tensor that belongs to a map: a CPU master and copies where it was needed.
 
     It is no buffer, so casting, `to_empty` and `load_state_dict` leave it alone. Copies of a
-    map share the master; pickling drops the copies on other devices.
+    map share the master; pickling drops the copies, and makes those on the CPU again.
     """
 
     __slots__ = ("copies", "master")
 
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, value: Tensor, dtypes: Iterable[torch.dtype] = ()) -> None:
         with outside():
             master = value.detach().cpu().contiguous()
             self.master = master.clone() if master.is_inference() else master
         self.copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        for dtype in dtypes:
+            self.on(self.master.device, dtype)
 
     def on(self, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
         """The value on `device`, in `dtype` (its own by default)."""
@@ -113,7 +130,8 @@ class Constant:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Constant, (self.master,))
+        here = [dtype for device, dtype in self.copies if device == self.master.device]
+        return (Constant, (self.master, here))
 
 
 @dataclass(frozen=True, eq=False)

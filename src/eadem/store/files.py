@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from eadem import bind
 from eadem._plan import Declaration, resolve
 from eadem.errors import EademError, RecordError, Unsupported
+from eadem.maps.base import on_cpu
 from eadem.store.layout import DTYPES, Stored, TensorFile, loads, write
 from eadem.store.records import PREFIX, Record, declarations, declare, record_and_arrays
 from eadem.store.schema import FORMAT, checked, digests
@@ -25,6 +26,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises RecordError where the file cannot be written or a map not recorded, Unsupported
     where the state dict holds what safetensors cannot.
     """
+    bind.refuse_split(model.named_parameters(), "a file of the whole model")
     found, arrays = record_and_arrays(model)
     tensors = _tensors(model) | arrays
     target = Path(path)
@@ -48,6 +50,7 @@ def metadata(found: Record) -> dict[str, str]:
     return {FORMAT: json.dumps(found, separators=(",", ":")), "format": "pt"}
 
 
+@on_cpu()
 def load(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Load a file that `save` wrote: tie the model as the file says, then fill in θ.
 

@@ -14,7 +14,7 @@ from eadem import bind
 from eadem._plan import Declaration, Entry, Plan, Site, resolve
 from eadem.errors import EademError, RecordError
 from eadem.maps.algebra import Blocks, LinearBlocks, LinearStack, Stack
-from eadem.maps.base import Composed, LinearComposed, Map, Shape, numel
+from eadem.maps.base import Composed, LinearComposed, Map, Shape, numel, on_cpu
 from eadem.maps.spec import from_spec, to_spec
 from eadem.store.schema import FORMAT, INLINE_BYTES, VERSION, checked
 
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 #: What the keys of a record's arrays begin with, where they are stored beside θ.
-PREFIX = "eadem/"
+PREFIX = bind.ARRAYS
 #: A map of a record may take more free values than its model has, but not without limit.
 SPARE_VALUES = 1 << 20
 
@@ -37,6 +37,7 @@ Record = dict[str, Any]
 Arrays = Mapping[str, Tensor]
 
 
+@on_cpu()
 def record(model: nn.Module) -> Record:
     """The ties of a model as a JSON-ready dict; arrays above 64 KB appear by hash only.
 
@@ -47,6 +48,7 @@ def record(model: nn.Module) -> Record:
     return _encode(model)[0]
 
 
+@on_cpu()
 def record_and_arrays(model: nn.Module) -> tuple[Record, dict[str, Tensor]]:
     """The record, and the arrays that it names by hash, as they are stored beside θ: by
     "eadem/" and the hash. Raises what `record` raises.
@@ -55,6 +57,7 @@ def record_and_arrays(model: nn.Module) -> tuple[Record, dict[str, Tensor]]:
     return found, {PREFIX + digest: value for digest, value in arrays.items()}
 
 
+@on_cpu()
 def apply(
     model: nn.Module, record: Mapping[str, Any], arrays: Arrays | None = None
 ) -> list[bind.Tie]:
