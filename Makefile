@@ -60,7 +60,7 @@ venv:
 	@$(call install,dev)
 
 test: venv
-	@$(RUN) pytest $(ARGS)
+	@$(RUN) pytest -n auto --dist loadfile $(ARGS)
 
 lint: venv
 	@$(RUN) ruff check .

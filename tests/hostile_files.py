@@ -13,6 +13,7 @@ import random
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import eadem
-
-Bytes = bytes
 
 
 class Net(nn.Module):
@@ -48,6 +47,12 @@ class Large(nn.Module):
         super().__init__()
         self.a = nn.Linear(96, 96, bias=False)
         self.b = nn.Linear(96, 96, bias=False)
+
+
+def _bulky(kind: Callable[[], nn.Module], bulk: int) -> nn.Module:
+    model = kind()
+    model.bulk = nn.Parameter(torch.zeros(bulk))
+    return model
 
 
 def _many(m: nn.Module) -> None:
@@ -101,9 +106,13 @@ def build(stock: Callable[[], nn.Module]) -> nn.Module:
     return model
 
 
-def cases(folder: Path) -> list[Case]:
+def cases(folder: Path, bulk: int = 0) -> list[Case]:
+    """Four files: many ties, dense and non-linear ones, a large index, none. `bulk` values
+    are added to each.
+    """
     found = []
-    for stock, tie in ((Net, _many), (Net, _dense), (Large, _indexed), (Net, lambda m: None)):
+    for kind, tie in ((Net, _many), (Net, _dense), (Large, _indexed), (Net, lambda m: None)):
+        stock = partial(_bulky, kind, bulk) if bulk else kind
         model = build(stock)
         tie(model)
         eadem.save(model, folder / "whole")
@@ -299,14 +308,16 @@ def numbers(model: nn.Module) -> list[Tensor]:
     return [v.detach().clone() for v in (*model.parameters(), *model.buffers())]
 
 
-def judge(case: Case, path: Path, model: nn.Module) -> str:
+def judge(
+    path: Path, model: nn.Module, load: Callable[[nn.Module, Path], object] = eadem.load
+) -> str:
     """Load a file into a model. Returns "loaded", or the kind of error; raises AssertionError
     where the model was touched and not loaded, or loaded with other values.
     """
     before, held = state(model), numbers(model)
     refused: eadem.EademError | None = None
     try:
-        eadem.load(model, path)
+        load(model, path)
     except eadem.EademError as error:
         refused = error
     if refused is not None:

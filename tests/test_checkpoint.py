@@ -206,9 +206,22 @@ def test_nothing_of_a_torch_file_but_weights(tmp_path: Path) -> None:
     with pytest.raises(eadem.RecordError, match="weights"):
         checkpoint(tmp_path / "x.pt")
     assert not (tmp_path / "unpickled").exists()
-    torch.save({"w": torch.zeros(3)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+
+
+def test_a_torch_file_in_the_old_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, w = tmp_path / "old.pt", torch.randn(3, 4, generator=generator())
+    state = {"w": w, "same": w, "equal": w.clone(), "v": torch.zeros(3)}
+    torch.save(state, old, _use_new_zipfile_serialization=False)
+    found = checkpoint(old)
+    assert [t.name for t in found.tensors] == list(state)
+    assert [s.names for s in found.shared] == [("w", "same")]
+    assert [d.names for d in found.duplicates] == [("w", "equal")]
+    old.write_bytes(old.read_bytes()[:-8])
+    with pytest.raises(eadem.RecordError, match=r"old\.pt"):
+        checkpoint(old)
+    monkeypatch.setattr("eadem.store.torchfile.OLD_BYTES", 10)
     with pytest.raises(eadem.RecordError, match=r"torch 1\.6.*write it again"):
-        checkpoint(tmp_path / "old.pt")
+        checkpoint(old)
 
 
 def test_strided_and_permuted_values(tmp_path: Path) -> None:

@@ -233,6 +233,7 @@ DEEP: dict[str, Any] = {
     "split at once": (["stack.*"], {"reshard_after_forward": True}),
     "root": ([], {}),
     "offload": (["stack.*"], {"offload_policy": CPUOffloadPolicy(pin_memory=False)}),
+    "hybrid": (["stack.*"], {"mesh": (2, 2)}),
 }
 
 
@@ -240,7 +241,10 @@ DEEP: dict[str, Any] = {
 def _deep(given: tuple[list[str], dict[str, Any]]) -> dict[str, Any]:
     names, options = given
     alone, model = deep(), deep()
-    fully_shard(model, *names, mesh=MESH, **options)
+    mesh = MESH
+    if "mesh" in options:  # replicas of shards
+        mesh = init_device_mesh("cpu", options["mesh"], mesh_dim_names=("copy", "part"))
+    fully_shard(model, *names, **{**options, "mesh": mesh})
     watched = model.stack[1]
     watched.look = {"down": model.stack[0].down, "own": model.stack[2].own}
     train(alone, [_tokens()] * 4, adam(alone))
@@ -830,10 +834,10 @@ def _pooled_refused() -> dict[str, list[str]]:
 #: What four processes do, and what two leave to them.
 FOUR = (
     *("fsdp:*-float64", "fsdp:part-float32", "mixed:equality", "mixed:kernels"),
-    *("deep:nested", "deep-checkpointed", "ddp:kernels", "ddp-unused:kernels"),
+    *("deep:nested", "deep:hybrid", "deep-checkpointed", "ddp:kernels", "ddp-unused:kernels"),
     *("tensor:equality rows", "tensor:transpose", "checkpoint-save:*", "pooled-*"),
 )
-ONLY_FOUR = ("checkpoint-save:*",)
+ONLY_FOUR = ("checkpoint-save:*", "deep:hybrid")
 
 
 def asked(name: str) -> bool:

@@ -25,8 +25,7 @@ def gpt2(**given: Any) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        **{"vocab_size": VOCABULARY, **given},
-        n_positions=8,
+        **{"vocab_size": VOCABULARY, "n_positions": 8, **given},
         n_embd=WIDTH,
         n_layer=LAYERS,
         n_head=2,

@@ -70,9 +70,10 @@ def test_ties_across_blocks(how: str) -> None:
 
 
 def test_ties_across_nested_blocks_of_four_processes() -> None:
-    for one in result(4, "deep:nested"):
-        assert one["away"] <= ROUNDING["float64"]
-        assert one["sharded"] == ["down"]
+    for how in ("nested", "hybrid"):
+        for one in result(4, f"deep:{how}"):
+            assert one["away"] <= ROUNDING["float64"]
+            assert one["sharded"] == ["down"]
     assert max(result(4, "deep-checkpointed")) <= ROUNDING["float64"]
 
 

@@ -220,11 +220,22 @@ class Link:
             self.direct = outer.index()
 
     def warm(self) -> None:
-        """Have the constants on the device of the values, before anything is compiled."""
+        """Have the constants on the device and in the dtype of the values, before anything is
+        compiled: a copy made later would be found missing by the compiled code's guards.
+        """
         like = next((m._parameters[a] for m, a, _ in self.sources), self.like)
-        if like is not None and like.device.type not in ("cpu", "meta"):
-            with torch.inference_mode(False), torch.no_grad():
-                self.compute()
+        if like is None or like.is_meta or not (self._constants or like.device.type != "cpu"):
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            self.compute()
+
+    @property
+    def _constants(self) -> bool:
+        """Whether the site's value takes constants that have a dtype."""
+        if self.direct is not None:
+            return self.direct.scale is not None or self.direct.shift is not None
+        plain = isinstance(self.expression.outer, ViewMap)
+        return not plain or any(owner.source is not None for _, _, owner in self.sources)
 
     def owners(self) -> Iterator[tuple[str, Owner]]:
         """The owners it reads, by key."""

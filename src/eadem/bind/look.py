@@ -15,6 +15,7 @@ from eadem._plan import (
     connected,
     make_plan,
     resolve_group,
+    same_map,
 )
 from eadem.bind.access import base_class, computed
 from eadem.bind.attach import values_of
@@ -61,7 +62,7 @@ def ties(model: nn.Module) -> list[Tie]:
 
 def declarations(model: nn.Module) -> tuple[Declaration, ...]:
     """Every tie by name, native aliases included, in an order that the declaring does not
-    change: entries and declarations sorted by traversal order.
+    change: entries and declarations sorted by traversal order, each said once.
     """
     sites = Sites(model)
     found = [d for d, _ in _all(sites)]
@@ -73,7 +74,14 @@ def declarations(model: nn.Module) -> tuple[Declaration, ...]:
 
     ordered = [entries(d) for d in found]
     ordered.sort(key=lambda d: [(order[e.site.name], str(e.site), repr(e.map)) for e in d])
-    return tuple(ordered)
+    return tuple(d for i, d in enumerate(ordered) if not i or not _equal(ordered[i - 1], d))
+
+
+def _equal(a: Declaration, b: Declaration) -> bool:
+    return len(a.entries) == len(b.entries) and all(
+        x.site == y.site and same_map(x.map, y.map)
+        for x, y in zip(a.entries, b.entries, strict=True)
+    )
 
 
 def _all(sites: Sites) -> list[tuple[Declaration, BoundTie]]:

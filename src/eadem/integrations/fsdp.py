@@ -48,6 +48,20 @@ def fully_shard(
     Raises:
         NoSuchSite: a name or pattern that matches no module.
         Unsupported: the model is sharded already. It is left as it was.
+
+    >>> import eadem, torch
+    >>> from torch.distributed.device_mesh import init_device_mesh
+    >>> torch.distributed.init_process_group(
+    ...     "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    ... )
+    >>> model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    >>> turned = {"0.weight": eadem.Same(), "2.weight": eadem.Rotate(1)}
+    >>> _ = eadem.tie(model, turned)
+    >>> _ = fully_shard(model, "*", mesh=init_device_mesh("cpu", (1,)))
+    >>> model(torch.ones(1, 3)).sum().backward()
+    >>> model[0].weight.grad.shape
+    torch.Size([3, 3])
+    >>> torch.distributed.destroy_process_group()
     """
     wrapped = _wrapped(model, blocks)
     homes = _homes(model, wrapped)

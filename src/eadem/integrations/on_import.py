@@ -65,9 +65,9 @@ def _follow(name: str) -> None:
     except (AttributeError, ImportError, TypeError, ValueError) as error:
         # the program may tie nothing: its import of the library must not fail
         warnings.warn(
-            f"Eadem does not know this version of {library} ({error}): ties are not kept when "
-            f"{library} saves or loads a model. Use eadem.save and eadem.load, or a version of "
-            f"{library} that the extra eadem[hf] names",
+            f"Eadem does not know this version of {library} ({error}): ties are not kept where "
+            f"{library} changes, saves or loads a model. Use eadem.save and eadem.load, or a "
+            f"version of {library} that the extra eadem[hf] names",
             stacklevel=2,
         )
 

@@ -35,6 +35,15 @@ def parallelize_module(
     `ColwiseParallel` with `RowwiseParallel`.
 
     Raises Unsupported for any other tie of a module in the plan. Returns the module.
+
+    >>> import eadem
+    >>> model = nn.Sequential(nn.Linear(4, 4))
+    >>> _ = eadem.tie(model, "0.weight", via=eadem.Palindrome(dim=-1))
+    >>> try:
+    ...     parallelize_module(model, None, {"0": parallel.ColwiseParallel()})
+    ... except Unsupported as refusal:
+    ...     print(str(refusal)[:46])
+    tensor parallelism of 0.weight would break Tie
     """
     plan = dict(parallelize_plan or {})
     computed = computed_sites(module)

@@ -37,6 +37,7 @@ from eadem.bind.load import ABSENT
 from eadem.bind.names import Sites
 from eadem.errors import EademError, RecordError, Unsupported
 from eadem.integrations.accelerate import offloading
+from eadem.maps.view import Same
 
 __all__ = ["follow"]
 
@@ -505,9 +506,10 @@ def _resize(method: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -
     """
     given = inspect.signature(method).bind(model, *args, **kwargs).arguments
     names = _resized_sites(model)
-    wanted = (given.get("new_num_tokens"), given.get("pad_to_multiple_of"))
-    if not names or wanted == (None, None):
+    if not names:
         return method(**given)
+    if (given.get("new_num_tokens"), given.get("pad_to_multiple_of")) == (None, None):
+        return model.get_input_embeddings()  # T5 would put modules in other modules' places
     try:
         _resize_tied(method, {**given, "self": _skeleton(model), "mean_resizing": False}, names)
     except EademError as error:
@@ -541,8 +543,17 @@ def _resize_tied(method: Callable[..., Any], given: dict[str, Any], names: list[
     resized = method(**given)
     with bind.plan(model):
         for maps in held:
-            bind.tie(model, maps)
+            if not _is_alias(model, maps):  # the class has tied them again
+                bind.tie(model, maps)
     return resized
+
+
+def _is_alias(model: Any, maps: Mapping[str, Any]) -> bool:
+    """Whether the sites of a tie hold one parameter already."""
+    same = all(type(m) is Same for m in maps.values())
+    if not same or any("[" in site for site in maps):
+        return False
+    return len({id(model.get_parameter_or_buffer(site)) for site in maps}) == 1
 
 
 def _skeleton(model: nn.Module) -> Any:

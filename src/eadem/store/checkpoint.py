@@ -137,7 +137,7 @@ def checkpoint(
     """Read what a checkpoint holds, and find what in it is equal.
 
     Args:
-        path: a safetensors file, a torch file (torch ≥ 1.6), an index of shards
+        path: a safetensors file, a torch file, an index of shards
             (`*.index.json`), or a folder of these.
         progress: is told the bytes settled and the bytes of all tensors that might be equal.
         equal: whether to look for tensors of equal content.

@@ -1,13 +1,14 @@
 """A torch file as names and places: what `torch.save` wrote, without reading a value.
 
-The file is a zip archive: one pickle of the structure, and one uncompressed record for each
-storage. torch reads the pickle, weights only and onto the meta device; where a storage lies
-is checked against the archive's own directory.
+The file is a zip archive (since torch 1.6): one pickle of the structure, and one uncompressed
+record for each storage. torch reads the pickle, weights only and onto the meta device; where
+a storage lies is checked against the archive's own directory.
 """
 
 from __future__ import annotations
 
 import struct
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ __all__ = ["TorchFile", "is_torch_file"]
 _NAMES = {dtype: name for name, dtype in DTYPES.items()} | {torch.complex128: "C128"}
 #: Containers inside each other, and values in all, that are looked through.
 DEPTH, MANY = 64, 10_000_000
+#: A file in torch's old form is read whole, up to this size.
+OLD_BYTES = 256 << 20
 
 
 def is_torch_file(path: Path) -> bool:
@@ -45,14 +48,12 @@ class TorchFile(Places):
     kind = "a torch file of weights"
 
     def _places(self) -> dict[str, Stored]:
-        if self._file.read(1) == b"\x80":
-            raise RecordError(
-                f"{self.path} is a torch file from before torch 1.6, which cannot be streamed; "
-                "write it again: torch.save(torch.load(path, weights_only=True), path)"
-            )
         try:
+            if self._file.read(1) == b"\x80":
+                self._renew()
             records = self._records()
-            found = torch.load(self.path, map_location="meta", weights_only=True)
+            self._file.seek(0)
+            found = torch.load(self._file, map_location="meta", weights_only=True)
             return {name: self._place(name, value, records) for name, value in _tensors(found)}
         except (RecordError, OSError):
             raise
@@ -61,10 +62,26 @@ class TorchFile(Places):
             said = (str(error).splitlines() or [""])[0]
             raise self._damaged(f"{type(error).__name__}: {said}") from error
 
+    def _renew(self) -> None:
+        """Go on with a copy of a file from before torch 1.6, whose values have no places."""
+        if self.size > OLD_BYTES:
+            raise RecordError(
+                f"{self.path} is a torch file from before torch 1.6, which cannot be streamed, "
+                f"and has {self.size >> 20} MB; write it again where there is memory for it: "
+                "torch.save(torch.load(path, weights_only=True), path)"
+            )
+        self._file.seek(0)
+        found = torch.load(self._file, map_location="cpu", weights_only=True)
+        copy: Any = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed as the file is
+        self._file.close()
+        self._file = copy
+        torch.save(found, copy)
+        self.size = copy.tell()
+
     def _records(self) -> dict[int, int]:
         """The size of every uncompressed record, by where its bytes begin."""
         found = {}
-        with zipfile.ZipFile(self.path) as archive:
+        with zipfile.ZipFile(self._file) as archive:
             for info in archive.infolist():
                 self._file.seek(info.header_offset)
                 local = self._file.read(30)
