@@ -12,11 +12,11 @@ from torch.nn.utils import clip_grad_norm_
 import eadem
 
 from . import oracle
-from .oracle import event, expected_step, judge, worst
+from .oracle import Stopped, event, expected_step, judge, worst
 from .rows import Case, Row, always, inner, kept, linked, said
 from .subjects import Subject, read
 from .verdict import Outcome, Verdict
-from .ways import Way
+from .ways import EADEM, Way
 
 __all__ = ["ROWS", "distance"]
 
@@ -289,6 +289,36 @@ def _conflicting(way: Way, subject: Subject) -> Outcome:
     return said(Verdict.UNTIED, "two values for one θ are taken without a word")
 
 
+def _by_site(way: Way, subject: Subject) -> Outcome:
+    """A value for one site alone, by that site's name: followed at every site, or refused;
+    afterwards the model has its own values again.
+    """
+    found = []
+    for name in subject.links:
+        model, held = way.tied(subject).eval(), subject.values(0)
+        given = {name: subject.values(4)[name]}
+        want = {**_whole(model, subject), **subject.values(4)}
+        try:
+            with event(model):
+                out = functional_call(model, given, (subject.input(),))
+        except Stopped as error:
+            found.append(oracle.stopped(error, way is EADEM))
+            continue
+        expected = functional_call(
+            subject.untied().eval(), want, (subject.input(),), tie_weights=False
+        )
+        if float((out - expected).abs().max()) > 1e-5:
+            found.append(
+                said(Verdict.UNTIED, f"{name} has its value, the other sites have not")
+            )
+        found.append(judge(model, subject, want=held))
+    return worst(found)
+
+
+def _whole(model: nn.Module, subject: Subject) -> dict[str, Tensor]:
+    return {n: read(model, n) for n, _ in subject.untied().named_parameters()}
+
+
 # 24: compiled
 
 
@@ -365,6 +395,7 @@ ROWS = (
             Case("vmap", _vmapped),
             Case("jacrev, jvp", _jacobian),
             Case("conflicting values", _conflicting, refusable=always, subjects=linked),
+            Case("by one site's name", _by_site, refusable=always, subjects=linked),
         ),
     ),
     Row(24, "compiled, `fullgraph=True`, 20 steps", (Case("", _compiled, seconds=180),)),

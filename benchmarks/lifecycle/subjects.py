@@ -283,16 +283,10 @@ def separated(model: nn.Module, names: Mapping[str, Any]) -> nn.Module:
 
 def family(model: str, further: bool) -> Subject:
     """A class of transformers with its own ties; `further`: and one of ours across layers."""
-    from transformers import (
-        AlbertConfig,
-        AlbertForMaskedLM,
-        GPT2Config,
-        GPT2LMHeadModel,
-        T5Config,
-        T5ForConditionalGeneration,
-    )
 
     def gpt2() -> nn.Module:
+        from transformers import GPT2Config, GPT2LMHeadModel
+
         config = GPT2Config(
             vocab_size=11,
             n_positions=8,
@@ -309,6 +303,8 @@ def family(model: str, further: bool) -> Subject:
         return found
 
     def t5() -> nn.Module:
+        from transformers import T5Config, T5ForConditionalGeneration
+
         config = T5Config(
             vocab_size=11,
             d_model=8,
@@ -323,6 +319,8 @@ def family(model: str, further: bool) -> Subject:
         return found
 
     def albert() -> nn.Module:
+        from transformers import AlbertConfig, AlbertForMaskedLM
+
         config = AlbertConfig(
             vocab_size=11,
             num_attention_heads=2,
