@@ -40,7 +40,9 @@ _CALL = nn.Module._call_impl.__code__
 def is_split(p: Any) -> bool:
     """Whether a tensor is a DTensor."""
     found = sys.modules.get("torch.distributed.tensor")
-    return found is not None and isinstance(p, found.DTensor)
+    # another thread may be importing it just now: then nothing is split yet
+    kind = getattr(found, "DTensor", None)
+    return kind is not None and isinstance(p, kind)
 
 
 def full(p: Tensor) -> Tensor:

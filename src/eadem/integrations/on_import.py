@@ -21,7 +21,7 @@ FOLLOWED = {
     "keras.src.backend.torch.layer": "eadem.integrations.keras",
     "peft": "eadem.integrations.peft",
     "torchao.quantization.quant_api": "eadem.integrations.torchao",
-    "torch": "eadem.integrations.torch_quantization",
+    "torch.ao.quantization.quantize": "eadem.integrations.torch_quantization",
     "torch.ao.quantization.quantize_fx": "eadem.integrations.torch_quantization",
     "accelerate.big_modeling": "eadem.integrations.accelerate",
     "transformers.modeling_utils": "eadem.integrations.transformers",
