@@ -102,8 +102,10 @@ def _invert(outer: Map, value: Tensor) -> tuple[Tensor, Tensor]:
 def mean(
     group: Group, shapes: Mapping[str, Shape], given: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Free values by least squares over the given sites, in float64."""
-    exact = {n: v.to(torch.float64) for n, v in given.items()}
+    """Free values by least squares over the given sites, in float64 or complex128."""
+    exact = {
+        n: v.to(torch.complex128 if v.is_complex() else torch.float64) for n, v in given.items()
+    }
     return plan_of(group, shapes).lift_group(group.names, exact)
 
 
@@ -134,8 +136,11 @@ def _best(phis: Sequence[Map], values: Sequence[Tensor]) -> Tensor:
         return whole.lift(flat.reshape(whole.out_shape)).reshape(theta)
     pulled = torch.zeros(theta, dtype=values[0].dtype, device=values[0].device)
     weight = torch.zeros(1, dtype=torch.float64)
+    by_map: dict[int, list[Tensor]] = {}
+    for value, phi in zip(values, phis, strict=True):
+        by_map.setdefault(id(phi), []).append(value)
     for key, phi in distinct.items():
-        mine = [v for v, p in zip(values, phis, strict=True) if id(p) == key]
+        mine = by_map[key]
         total = mine[0] if len(mine) == 1 else mine[0].clone()
         for more in mine[1:]:
             total += more

@@ -23,13 +23,15 @@ from torch.nn import Parameter
 from eadem.bind.group import LINKS, ORDER, Link, refuse_alone
 from eadem.bind.guard import freeze, refuse_replicas, refuse_script, register
 from eadem.bind.split import checked, is_split, place_split, refuse_full, refuse_sharder
-from eadem.bind.written import SiteValue, assign
+from eadem.bind.written import SiteValue, assign, refuse_swap
 from eadem.errors import TieBroken, Unsupported
 from eadem.maps.view import View, ViewMap
 
 __all__ = ["base_class", "computed", "dress", "enter_forward", "leave_forward", "undress"]
 
 OWNER = "_eadem_owner_"
+#: Where torch.func.functional_call sets attributes, and sets them back.
+_SWAPS = "torch.nn.utils._named_member_accessor"
 
 
 class Spec(NamedTuple):
@@ -207,6 +209,8 @@ def _set(self: Any, name: str, value: Any) -> None:
     if link is None:
         base_class(self).__setattr__(self, name, value)
         return
+    if sys._getframe(1).f_globals.get("__name__") == _SWAPS:
+        refuse_swap(link)
     own = self._parameters.get(name)
     if own is not None and isinstance(value, nn.Parameter) and value.shape == own.shape:
         if is_split(value) and not is_split(own):

@@ -8,6 +8,7 @@ those of the model that is asked.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -133,7 +134,8 @@ class TieGroup:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        _living.add(self)
+        with _changing:
+            _living.add(self)
 
     def owner_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters that hold free values; raises TieBroken for one taken away."""
@@ -177,7 +179,8 @@ class TieGroup:
             new.places[key] = Place(copy.deepcopy(place.module, memo), place.attr)
         for tie in self.ties:
             new.ties.append(BoundTie([copy.copy(e) for e in tie.entries]))
-        _living.add(new)
+        with _changing:
+            _living.add(new)
         return new
 
 
@@ -249,9 +252,9 @@ class Link:
     def compute(self) -> Tensor:
         """The site's value now; where its owners are split over processes, gathered."""
         thetas = self.parameters()
-        for p in thetas:
-            if type(p) is not Parameter:
-                thetas = wholes(self, thetas)
+        for p, (_, _, owner) in zip(thetas, self.sources, strict=True):
+            if type(p) is not Parameter or p.shape != owner.shape:
+                thetas = self._foreign(thetas)
                 break
         if self.same:
             return thetas[0]
@@ -266,6 +269,24 @@ class Link:
             return outer.expand(roots[0].reshape(outer.in_shape))
         return outer.expand(torch.cat([r.reshape(-1) for r in roots]))
 
+    def _foreign(self, thetas: list[Tensor]) -> list[Tensor]:
+        """Owners that are not the plain parameters that were tied: parts of them, what
+        functional_call put in their place. Raises TieBroken for one of another shape.
+        """
+        for p, name, (_, _, owner) in zip(
+            thetas, self.expression.owners, self.sources, strict=True
+        ):
+            if p is not None and tuple(p.shape) != owner.shape:
+                raise self.group.refuse(
+                    TieBroken(
+                        f"{name!r} holds free values of shape {owner.shape}, from which "
+                        f"{self.key!r} is computed, and was given shape {tuple(p.shape)}; give "
+                        "functional_call what model.state_dict() holds, or use "
+                        "eadem.twin(model), which takes the values of every site"
+                    )
+                )
+        return wholes(self, thetas)
+
     def __getstate__(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in self.__slots__ if k not in ("direct", "same")}
 
@@ -276,17 +297,20 @@ class Link:
 
 
 _living: WeakSet[TieGroup] = WeakSet()
+_changing = threading.Lock()
 
 
 def living() -> list[TieGroup]:
     """Every group that is on some module now, of whatever model."""
-    return list(_living)
+    with _changing:
+        return list(_living)
 
 
 def note_living(gone: list[TieGroup], new: list[TieGroup]) -> None:
     """Note that some groups were taken off their modules and others put on."""
-    _living.difference_update(gone)
-    _living.update(new)
+    with _changing:
+        _living.difference_update(gone)
+        _living.update(new)
 
 
 def groups_at(modules: Iterable[nn.Module]) -> list[TieGroup]:

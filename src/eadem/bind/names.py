@@ -140,8 +140,8 @@ class Sites:
             known.groups = [g for g in known.groups if id(g) not in gone] + new
             if not known.simple:  # aliases may have become ties
                 del _walked[self.model]
-        for other in [m for m in _walked if m is not self.model]:
-            del _walked[other]  # it may contain this one, or be part of it
+        for other in [m for m in list(_walked) if m is not self.model]:
+            _walked.pop(other, None)  # it may contain this one, or be part of it
 
     @cached_property
     def _scan(self) -> _Scan:

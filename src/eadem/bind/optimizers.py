@@ -204,7 +204,12 @@ def _one_rule(
         return a is b
     groups = optimizers[a[0]].param_groups
     one, other = (_options(groups[j]) for j in (a[1], b[1]))
-    return one.keys() == other.keys() and all(bool(one[k] == other[k]) for k in one)
+    return one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    same = a is b or a == b
+    return bool(same.all()) if hasattr(same, "all") else bool(same)
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ carried on to θ.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -49,9 +50,14 @@ def agree(given: Tensor, held: Tensor) -> tuple[bool, float]:
     if given.numel() == 0:
         return True, 0.0
     wide = torch.promote_types(given.dtype, held.dtype)
-    away = (given.to(held.device, wide) - held.to(wide)).abs()
+    one, other = given.to(held.device, wide), held.to(wide)
+    same = (one == other) | (one.isnan() & other.isnan())  # infinities, and what diverged
+    away = torch.where(same, 0.0, (one - other).abs())
     largest = float(away.max())
-    size = max(float(held.abs().max()), float(given.abs().max()), 1e-30)
+    if not math.isfinite(largest):
+        return False, largest
+    sizes = [x.abs() for x in (one, other)]
+    size = max(*[float(x[x.isfinite()].max()) for x in sizes if x.isfinite().any()], 1e-30, 0.0)
     narrow = min((given.dtype, held.dtype), key=lambda d: torch.finfo(d).bits)
     return largest <= tolerance(narrow) * size, largest
 
@@ -81,6 +87,9 @@ class SiteValue(Tensor):
             watched = [a for a in _tensors((*args, *kwargs.values())) if is_watched(a)]
             before = [None if a.is_inference() else a._version for a in watched]
             name = getattr(func, "__name__", "")
+            if _writes(name, kwargs):
+                for value in watched:
+                    _renew(value)
             result = func(*args, **kwargs)
             for value, version in zip(watched, before, strict=True):
                 if name == "__set__" or (version is not None and value._version != version):
@@ -109,6 +118,25 @@ class SiteValue(Tensor):
             copied = nn.Parameter(plain, self.requires_grad) if _is_own(self) else plain
             memo[id(self)] = copied
             return copied
+
+
+def _writes(name: str, kwargs: dict[str, Any]) -> bool:
+    """Whether an operation of this name writes in place."""
+    plain = name.endswith("_") and not name.endswith("__")
+    return plain or name == "__setitem__" or name.startswith("__i") or "out" in kwargs
+
+
+@torch.no_grad()
+def _renew(value: SiteValue) -> None:
+    """What was read before θ moved is brought in line before it is written to: what differs
+    afterwards is then what was written.
+    """
+    whole = value._whole
+    if whole.is_meta or (whole.is_inference() and not torch.is_inference_mode_enabled()):
+        return
+    now = value._link.compute().detach()
+    if now.shape == whole.shape and not torch.equal(now, whole.detach()):
+        whole.copy_(now)
 
 
 def _is_own(value: Tensor) -> bool:
@@ -213,6 +241,19 @@ def _moved(outer: Map, roots: Tensor, value: Tensor, changed: Tensor) -> Tensor:
     taken = value.reshape(-1)[chosen.to(value.device)]
     taken = (taken - index.shifts()[chosen].to(taken)) / index.scales()[chosen].to(taken)
     return roots.index_copy(0, hit.to(roots.device), taken)
+
+
+def refuse_swap(link: Link) -> None:
+    """Raise TieBroken: functional_call was given a value for a site that holds no parameter.
+    To set it would write the model's own free values, for good.
+    """
+    raise link.group.refuse(
+        TieBroken(
+            f"functional_call was given a value for {link.key!r}, which is tied (its values come "
+            f"from {', '.join(link.expression.owners) or 'a constant'}); give it the free values "
+            "by their own names, or use eadem.twin(model), which takes a value for every site"
+        )
+    )
 
 
 @torch.no_grad()
