@@ -208,7 +208,7 @@ def _one_rule(
 
 
 def _equal(a: Any, b: Any) -> bool:
-    same = a is b or a == b
+    same: Any = a is b or a == b
     return bool(same.all()) if hasattr(same, "all") else bool(same)
 
 
