@@ -2,12 +2,13 @@
 
 ORDER is "eadem-first" or "eadem-last": then the jobs without Eadem come first, and Eadem is
 imported after transformers. JOBS is a JSON object of two lists, "without" and "with", of
-[folder, class]; OUT gets, by list and folder, the logits and counts, or the error. It imports
-nothing of the tests, which would bring Eadem along.
+[folder, class]; OUT gets, by list and folder, the logits, the counts and the hash of every
+value, or the error. It imports nothing of the tests, which would bring Eadem along.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -30,12 +31,23 @@ def opened(folder: str, kind: str) -> dict[str, Any]:
         "logits": logits.double().flatten().tolist(),
         "stored": sum(p.numel() for p in model.parameters()),
     }
+    state = model.state_dict()
     if "eadem" in sys.modules:
         eadem = sys.modules["eadem"]
         eadem.check(model)
+        state = eadem.materialize(model)
         found["ties"] = eadem.record(model)["ties"]
         found["free"] = eadem.counts(model).free
+    found["values"] = digests(state)
     return found
+
+
+def digests(state: dict[str, Any]) -> dict[str, str]:
+    """The hash of every tensor's bytes."""
+    return {
+        name: hashlib.sha256(t.contiguous().numpy().tobytes()).hexdigest()
+        for name, t in state.items()
+    }
 
 
 def main(order: str, listed: str, out: str) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -268,6 +270,45 @@ def _half(n: Names) -> int:
 def _is_palindrome(m: nn.Module, n: Names) -> Pairs:
     w = read(m, n.up)
     return [(w, w.flip(-1))]
+
+
+def rxnmapper() -> Any:
+    """A pretrained ALBERT that maps the atoms of chemical reactions (Schwaller et al. 2021)."""
+    from transformers import AlbertForMaskedLM
+
+    package = find_spec("rxnmapper")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    folder = Path(package.submodule_search_locations[0], "models", "transformers")
+    model = AlbertForMaskedLM.from_pretrained(
+        folder / "albert_heads_8_uspto_all_1310k", weights_only=True
+    )
+    return model.eval()
+
+
+def tied_rxnmapper() -> Any:
+    """The same, with further ties: least squares over what was learned at the sites."""
+    model = rxnmapper()
+    layer = "albert.encoder.albert_layer_groups.0.albert_layers.0"
+    with eadem.plan(model):
+        eadem.tie(
+            model,
+            {
+                f"{layer}.attention.query.weight": eadem.Same(),
+                f"{layer}.attention.key.weight": eadem.Same(),
+                f"{layer}.attention.value.weight": eadem.Flip(-1),
+            },
+            start="mean",
+        )
+        eadem.tie(
+            model,
+            f"{layer}.ffn_output.weight",
+            to=f"{layer}.ffn.weight",
+            via=eadem.Transpose(),
+            start="mean",
+        )
+    eadem.tie(model, "albert.embeddings.position_embeddings.weight", via=eadem.Palindrome())
+    return model
 
 
 HF_SYSTEMS: tuple[HfSystem, ...] = tuple(_systems())

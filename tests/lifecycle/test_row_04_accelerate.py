@@ -103,8 +103,9 @@ def test_a_tied_model_inside_the_context() -> None:
     assert [n for n, _ in model.named_parameters()] == ["embed.weight"]
 
 
-@pytest.mark.parametrize("form", ["theta", "full"])
-@pytest.mark.parametrize("device_map", [{"": "cpu"}, None], ids=["map", "no-map"])
+@pytest.mark.parametrize(
+    ("form", "device_map"), [("theta", {"": "cpu"}), ("full", {"": "cpu"}), ("full", None)]
+)
 def test_load_checkpoint_and_dispatch(
     system: System, checkpoint: tuple[Path, Path], form: str, device_map: dict[str, str] | None
 ) -> None:

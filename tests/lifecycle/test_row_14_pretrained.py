@@ -12,7 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from hf_systems import HF_SYSTEMS, HfSystem, assert_holds, assert_tied, logits, tokens
+from hf_fresh import digests
+from hf_systems import (
+    HF_SYSTEMS,
+    HfSystem,
+    assert_holds,
+    assert_tied,
+    logits,
+    rxnmapper,
+    tied_rxnmapper,
+    tokens,
+)
 from lifecycle_systems import assert_unchanged, snapshot
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -80,6 +90,12 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
         auto.append([tied, kind])
         own.append([tied, type(model).__name__])
         without += [[plain, kind], [tied, kind]]
+    real = tied_rxnmapper()
+    tied, plain = str(folder / "rxnmapper"), str(folder / "rxnmapper-plain")
+    real.save_pretrained(tied)
+    real.save_pretrained(plain, state_dict=eadem.materialize(real))
+    auto.append([tied, "AutoModelForMaskedLM"])
+    without += [[plain, "AutoModelForMaskedLM"], [tied, "AutoModelForMaskedLM"]]
     jobs = {
         "eadem-first": {"with": auto},
         "eadem-last": {"with": own, "without": without},
@@ -123,6 +139,7 @@ def test_a_fresh_process_has_the_ties_and_the_logits(
     result, said = fresh[order, "with", str(fresh["folder"] / hf.name)]
     assert "error" not in result, result
     assert _same_logits(result, hf)
+    assert result["values"] == digests(eadem.materialize(hf.tied()))
     assert result["ties"] == json.loads(json.dumps(eadem.record(hf.tied())["ties"]))
     assert result["stored"] == result["free"] == hf.free
     assert not any(noise in said for noise in NOISE), said
@@ -134,6 +151,7 @@ def test_materialized_it_opens_without_eadem(fresh: dict[Any, Any], hf: HfSystem
     result, said = fresh["eadem-last", "without", folder]
     assert "error" not in result, result
     assert "ties" not in result
+    assert result["values"] == digests(eadem.materialize(hf.tied()))
     assert _same_logits(result, hf)
     assert result["stored"] == sum(p.numel() for p in hf.stock().parameters())
     assert not any(noise in said for noise in NOISE), said
@@ -146,6 +164,42 @@ def test_free_values_do_not_open_without_eadem(fresh: dict[Any, Any], hf: HfSyst
     assert "RuntimeError" in result["error"]
     assert "got eadem" in said
     assert "MISMATCH" in said
+
+
+def test_a_pretrained_model(fresh: dict[Any, Any]) -> None:
+    """rxnmapper's ALBERT, tied further."""
+    stock, model = rxnmapper(), tied_rxnmapper()
+    assert logits(model).isfinite().all()
+    assert not torch.equal(logits(model), logits(stock))
+    query = "albert.encoder.albert_layer_groups.0.albert_layers.0.attention.query.weight"
+    q, k, v = (
+        stock.get_parameter(query.replace("query", n)).detach()
+        for n in ("query", "key", "value")
+    )
+    mean = (q + k + v.flip(-1)) / 3
+    torch.testing.assert_close(model.get_parameter(query).detach(), mean)
+    want = logits(model).double().flatten().tolist()
+    kept = eadem.counts(model)
+    spared = 2 * 256 * 256 + 512 * 256 + 512 * 128 // 2
+    assert kept.free == kept.stored == sum(p.numel() for p in stock.parameters()) - spared
+
+    values = digests(eadem.materialize(model))
+    folder = str(fresh["folder"] / "rxnmapper")
+    result, said = fresh["eadem-first", "with", folder]
+    assert result["values"] == values
+    assert result["logits"] == want
+    assert result["free"] == kept.free
+    assert result["ties"] == json.loads(json.dumps(eadem.record(model)["ties"]))
+    assert not any(noise in said for noise in NOISE), said
+    result, said = fresh["eadem-last", "without", f"{folder}-plain"]
+    assert result["values"] == values
+    # the stock class multiplies with a matrix, the tied one with another matrix's transpose
+    assert result["logits"] == pytest.approx(want, rel=1e-4, abs=2e-4)
+    exact = [logits(m.double()) for m in (eadem.twin(model), model)]
+    torch.testing.assert_close(*exact, rtol=1e-10, atol=1e-10)
+    assert not any(noise in said for noise in NOISE), said
+    result, said = fresh["eadem-last", "without", folder]
+    assert "RuntimeError" in result["error"]
 
 
 @each

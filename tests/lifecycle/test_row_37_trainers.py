@@ -41,7 +41,7 @@ def trainer(model: nn.Module, folder: Path, steps: int) -> Any:
         output_dir=str(folder),
         per_device_train_batch_size=4,
         max_steps=steps,
-        save_steps=3,
+        save_steps=2,
         logging_steps=100,
         learning_rate=0.02,
         lr_scheduler_type="constant",
@@ -61,14 +61,14 @@ def trainer(model: nn.Module, folder: Path, steps: int) -> Any:
 def test_trainer_resumes(name: str, tmp_path: Path) -> None:
     hf = BY_NAME[name]
     whole = hf.tied()
-    trainer(whole, tmp_path / "whole", 6).train()
+    trainer(whole, tmp_path / "whole", 4).train()
     assert_holds(whole, hf)
     assert not torch.equal(logits(whole), logits(hf.tied()))
 
-    trainer(hf.tied(), tmp_path / "parts", 3).train()
-    checkpoint = tmp_path / "parts" / "checkpoint-3"
+    trainer(hf.tied(), tmp_path / "parts", 2).train()
+    checkpoint = tmp_path / "parts" / "checkpoint-2"
     resumed = hf.tied(seed=8)  # other values: all must come from the checkpoint
-    second = trainer(resumed, tmp_path / "parts", 6)
+    second = trainer(resumed, tmp_path / "parts", 4)
     second.train(resume_from_checkpoint=str(checkpoint))
     assert_holds(resumed, hf)
     for key, want in whole.state_dict().items():
@@ -79,7 +79,7 @@ def test_trainer_resumes(name: str, tmp_path: Path) -> None:
     assert sum(s["exp_avg"].numel() for s in optimizer.state.values()) == hf.free
     eadem.check_optimizers(resumed, optimizer)
 
-    opened = type(whole).from_pretrained(tmp_path / "parts" / "checkpoint-6")
+    opened = type(whole).from_pretrained(tmp_path / "parts" / "checkpoint-4")
     assert_holds(opened, hf)
     assert torch.equal(logits(opened), logits(whole))
 

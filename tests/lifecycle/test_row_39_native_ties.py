@@ -24,6 +24,12 @@ import eadem
 
 NATIVE = [s for s in HF_SYSTEMS if s.names.native]
 BY_NAME = {s.name: s for s in HF_SYSTEMS}
+#: each declaration and each class
+FEW = [
+    BY_NAME[n]
+    for n in ("gpt2-equality", "t5-transpose", "gpt2-kernels", "albert-part", "t5-palindrome")
+]
+few = pytest.mark.parametrize("hf", FEW, ids=lambda s: s.name)
 every = pytest.mark.parametrize("hf", NATIVE, ids=lambda s: s.name)
 
 
@@ -78,7 +84,7 @@ def test_what_the_class_does_later_keeps_the_ties(hf: HfSystem) -> None:
     assert_tied(model, hf)
 
 
-@every
+@few
 def test_drawn_anew(hf: HfSystem) -> None:
     """`init_weights` of a model that counts as not initialised."""
     model = hf.tied()
@@ -96,7 +102,7 @@ def test_drawn_anew(hf: HfSystem) -> None:
     assert_tied(model, hf)
 
 
-@every
+@few
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half(hf: HfSystem, dtype: torch.dtype) -> None:
     model = hf.tied()
@@ -134,15 +140,18 @@ def untied(hf: HfSystem, model: nn.Module) -> nn.Module:
 
 def directions(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(1)
-    for _ in range(3):
+    for _ in range(2):
         yield {
             n: torch.randn(p.shape, generator=generator, dtype=p.dtype)
             for n, p in model.named_parameters()
         }
 
 
-@every
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize(
+    ("hf", "checkpointing"),
+    [(s, False) for s in NATIVE] + [(s, True) for s in FEW],
+    ids=lambda v: getattr(v, "name", "checkpointing" if v else "plain"),
+)
 def test_gradients_are_the_sums_over_sites(hf: HfSystem, checkpointing: bool) -> None:
     """⟨θ.grad, δ⟩ = Σ ⟨site gradient, A δ⟩: gradients of the untied class, and the change
     that δ makes at each of its sites.
