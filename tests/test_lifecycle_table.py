@@ -135,7 +135,7 @@ def test_the_page_tells_what_was_found() -> None:
     ]
     text = page(given)
     (line,) = [t for t in text.splitlines() if t.startswith("| 1 |")]
-    assert "✗ **untied**<br><small>transpose. far &#124; away</small><br>✓ **kept**" in line
+    assert "✗ **untied**<br><small>transpose: far &#124; away</small><br>✓ **kept**" in line
     assert "cannot say it" not in line
     assert problems(given) == ["row 1 the model (transpose): untied: far | away"]
 

@@ -139,7 +139,7 @@ def _cell(found: list[Found]) -> str:
         name = f"{library}: " if library else ""
         text = f"{name}{verdict.symbol} **{verdict.value}**"
         detail = next((f.outcome.detail for f in group if f.outcome.detail), "")
-        small = ". ".join(t for t in (where, detail) if t)
+        small = ": ".join(t for t in (where, detail) if t)
         parts.append(text + (f"<br><small>{_plain(small)}</small>" if small else ""))
     return "<br>".join(parts)
 
