@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import eadem
 from eadem import bind
-from eadem.store import INLINE_BYTES, VERSION, read_record
+from eadem.store import INLINE_BYTES, VERSION, layout, read_record
+from eadem.store.layout import TensorFile, write
 
 
 def mlp(n: int = 3, seed: int = 0) -> nn.Sequential:
@@ -581,3 +585,150 @@ def test_materialize_of_a_structured_site() -> None:
     stock.load_state_dict(found, strict=True)
     x = torch.randn(3, 4)
     torch.testing.assert_close(stock.eval()(x), model.eval()(x))
+
+
+# the layout
+
+
+def test_bytes_are_those_of_the_library(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "b": torch.randn(3, 5, generator=generator),
+        "a": torch.randn(7, generator=generator).to(torch.bfloat16),
+        "é": torch.arange(4),
+        "empty": torch.zeros(0, 3),
+        "scalar": torch.tensor(2.5, dtype=torch.float64),
+        "mask": torch.tensor([True, False]),
+        "turned": torch.randn(4, 6, generator=generator).t().contiguous(),
+        "complex": torch.randn(3, generator=generator, dtype=torch.complex64),
+    }
+    for name, dtype in layout.DTYPES.items():
+        tensors[f"of {name}"] = torch.zeros(2, dtype=torch.uint8).to(dtype)
+    for metadata in ({"eadem": "x"}, {}):
+        write(tmp_path / "ours", tensors, metadata)
+        save_file(tensors, tmp_path / "theirs", metadata=metadata or None)
+        assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    with TensorFile(tmp_path / "theirs") as file:
+        for name, value in tensors.items():
+            torch.testing.assert_close(file.tensor(name), value, rtol=0, atol=0)
+    write(tmp_path / "ours", {"t": tensors["b"].t(), "c": tensors["complex"].conj()}, {})
+    read_back = load_file(tmp_path / "ours")
+    assert torch.equal(read_back["t"], tensors["b"].t())
+    assert torch.equal(read_back["c"], tensors["complex"].conj().resolve_conj())
+
+
+def test_a_file_is_the_same_whatever_the_hash_seed(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch, eadem; torch.manual_seed(0)\n"
+        "m = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(4)))\n"
+        "eadem.tie(m, '*.weight'); eadem.save(m, sys.argv[1])"
+    )
+    for seed in ("1", "2"):
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / seed)],
+            env=os.environ | {"PYTHONHASHSEED": seed}, check=True,
+        )  # fmt: skip
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+    with safe_open(tmp_path / "1", "pt") as f:
+        assert f.metadata()["format"] == "pt"
+        assert set(f.metadata()) == {"eadem", "format"}
+
+
+def test_values_go_into_any_kind_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "WINDOW", 40)  # many pieces
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Linear(5, 7), nn.BatchNorm2d(6))
+    eadem.tie(model, "0.bias", "2.bias")
+    eadem.save(model, tmp_path / "x")
+    for fresh in (
+        copy.deepcopy(model).to(memory_format=torch.channels_last),
+        copy.deepcopy(model).double(),
+        copy.deepcopy(model).double().to(memory_format=torch.channels_last),
+        copy.deepcopy(model).bfloat16(),
+    ):
+        with torch.no_grad():
+            for p in fresh.parameters():
+                p.zero_()
+        strides = fresh[0].weight.stride()
+        eadem.load(fresh, tmp_path / "x")
+        assert fresh[0].weight.stride() == strides
+        for name, value in model.state_dict().items():
+            found = fresh.state_dict()[name]
+            torch.testing.assert_close(found, value.to(found.dtype), rtol=0, atol=0)
+
+
+def test_a_load_is_seen_by_autograd(tmp_path: Path) -> None:
+    model = mlp()
+    eadem.save(model, tmp_path / "x")
+    out = (model[0].weight ** 2).sum()
+    eadem.load(model, tmp_path / "x")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()
+
+
+@pytest.mark.parametrize("what", ["meta", "integers", "complex", "extra state"])
+def test_values_that_a_model_cannot_take(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    model = mlp()
+    eadem.save(model, path)
+    with TensorFile(path) as file:
+        tensors = {n: file.tensor(n) for n in file.tensors}
+        metadata = file.metadata
+    error: type[Exception] = eadem.RecordError
+    match what:
+        case "meta":
+            model.to("meta")
+            says = "meta device"
+        case "integers":
+            tensors["3.num_batches_tracked"] = torch.tensor(1.5)
+            says = "F32"
+        case "complex":
+            tensors["0.weight"] = torch.zeros(4, 4, dtype=torch.complex64)
+            says = "C64"
+        case _:
+            model[0].__class__ = type("Extra", (nn.Linear,), {"get_extra_state": lambda s: {}})
+            error, says = eadem.Unsupported, "extra state"
+    write(path, tensors, metadata)
+    before = state(model) if what != "meta" else None
+    with pytest.raises(error, match=says):
+        eadem.load(model, path)
+    assert before is None or state(model) == before
+
+
+def test_what_a_fresh_model_holds_does_not_matter(tmp_path: Path) -> None:
+    """θ comes from the file, so nothing is lifted from values that a map could not give."""
+    model = mlp()
+    with torch.no_grad():
+        for layer in model[:2]:
+            layer.weight.abs_().add_(0.1)
+    eadem.tie(model, "0.weight", "1.weight", via=eadem.Positive())
+    eadem.save(model, tmp_path / "x")
+    fresh = mlp(seed=3)
+    assert bool((fresh[0].weight < 0).any())
+    eadem.load(fresh, tmp_path / "x")
+    torch.testing.assert_close(read(fresh, "1.weight"), read(model, "0.weight"))
+    (tie,) = eadem.ties(fresh)
+    assert set(tie.residual.values()) == {0.0}
+
+
+def test_a_model_with_its_own_loading_code(tmp_path: Path) -> None:
+    """It is called: the layer counts its loads."""
+
+    class Counts(nn.Linear):
+        loads = 0
+
+        def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+            super()._load_from_state_dict(*args, **kwargs)
+            self.loads += 1
+
+    model = nn.Sequential(nn.Linear(3, 3), Counts(3, 3))
+    eadem.tie(model, "*.weight")
+    eadem.save(model, tmp_path / "x")
+    fresh = nn.Sequential(nn.Linear(3, 3), Counts(3, 3))
+    eadem.load(fresh, tmp_path / "x")
+    assert fresh[1].loads == 1
+    assert torch.equal(fresh[1].weight, model[0].weight)
+    eadem.check(fresh)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,9 +16,6 @@ from eadem.bind.names import forget
 from eadem.bind.optimizers import DEAD, RESIZED
 
 __all__ = ["fill", "loads_by_itself", "undone_on_error"]
-
-#: Bytes that are copied before the source may be let go.
-PIECE = 16 << 20
 
 _HOOKS = ("_load_state_dict_post_hooks", "_state_dict_hooks", "_state_dict_pre_hooks")
 _METHODS = ("state_dict", "_save_to_state_dict", "load_state_dict", "_load_from_state_dict")
@@ -46,32 +43,20 @@ def _values(model: nn.Module) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def fill(
-    model: nn.Module, values: Mapping[str, Tensor], copied: Callable[[], None] = lambda: None
-) -> None:
-    """Copy values of the right shapes into a model that does not load by itself.
+def fill(model: nn.Module, names: Sequence[str], into: Callable[[str, Tensor], None]) -> None:
+    """Have `into(name, tensor)` fill in tensors of a model that does not load by itself.
 
-    `copied` is called after every few megabytes. An interrupt comes when all is copied: half
-    of a model's values would be worse than a late answer.
+    An interrupt comes when all is filled in: half of a model's values would be worse than a
+    late answer.
     """
     held = model.state_dict()
-    pieces = [p for name, value in values.items() for p in _pieces(held[name], value)]
     try:
-        for into, piece in pieces:
-            into.copy_(piece)
-            copied()
+        for name in names:
+            into(name, held[name])
     except BaseException:
-        for into, piece in pieces:
-            into.copy_(piece)
+        for name in names:
+            into(name, held[name])
         raise
-
-
-def _pieces(into: Tensor, value: Tensor) -> list[tuple[Tensor, Tensor]]:
-    if not into.is_contiguous() or not into.numel():
-        return [(into, value)]
-    many = max(1, PIECE // max(into.element_size(), value.element_size()))
-    flat, given = into.reshape(-1).split(many), value.reshape(-1).split(many)
-    return list(zip(flat, given, strict=True))
 
 
 @contextmanager

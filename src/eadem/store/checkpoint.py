@@ -195,7 +195,7 @@ def recorded_arrays(found: Checkpoint) -> dict[str, Tensor]:
     for t in found.arrays:
         with TensorFile(found.files[t.file]) as file:
             name = t.name.rpartition(":")[2]
-            arrays[name.removeprefix(PREFIX)] = file.tensor(name).clone()
+            arrays[name.removeprefix(PREFIX)] = file.tensor(name)
     return arrays
 
 

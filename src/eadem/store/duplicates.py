@@ -20,8 +20,9 @@ import numpy as np
 
 __all__ = ["Read", "constant", "equal_sets", "is_transpose", "sampled"]
 
-#: The first piece of each tensor, the largest, and all pieces in memory together.
-FIRST, PIECE, BUDGET = 4 << 10, 1 << 20, 64 << 20
+#: The first piece of each tensor, the largest (two of them stay in a core's cache), and all
+#: that is in memory together.
+FIRST, PIECE, BUDGET = 4 << 10, 256 << 10, 64 << 20
 #: Places, as fractions of both sides, where a matrix and a transpose are compared first.
 _SAMPLES = ((0.0, 0.999), (0.83, 0.29), (0.37, 0.71), (0.53, 0.11))
 
@@ -43,6 +44,7 @@ def equal_sets(
     `done` is told how many bytes are settled, be it without reading them.
     """
     work = [(list(items), 0, FIRST)]
+    buffers = bytearray(), bytearray()
     while work:
         group, at, piece = work.pop()
         if len(group) < 2:
@@ -51,14 +53,18 @@ def equal_sets(
             yield group
         else:
             length = max(1, min(piece, size - at, BUDGET // len(group)))
-            parts = _parted(group, at, length, read)
+            if len(buffers[0]) != length:  # new memory costs more than reading into it
+                buffers = bytearray(length), bytearray(length)
+            parts = _parted(group, at, buffers, read)
             done(len(group) * length)
             work += [(p, at + length, min(2 * piece, PIECE)) for p in reversed(parts)]
 
 
-def _parted(group: Sequence[T], at: int, length: int, read: Read[T]) -> list[list[T]]:
-    """A group, parted by the bytes of one piece."""
-    first, other = bytearray(length), bytearray(length)
+def _parted(
+    group: Sequence[T], at: int, buffers: tuple[bytearray, bytearray], read: Read[T]
+) -> list[list[T]]:
+    """A group, parted by the bytes of one piece, as long as the buffers."""
+    first, other = buffers
     read(group[0], at, memoryview(first))
     same = [group[0]]
     apart: dict[bytes, list[T]] = {}

@@ -55,16 +55,16 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Load a file that `save` wrote: tie the model as the file says, then fill in θ.
 
     A model that has the file's plan already is only filled in. The file's bytes go straight
-    into the parameters, a few megabytes at a time. Raises RecordError where the file is
+    into the parameters; no copy of θ is made. Raises RecordError where the file is
     truncated, foreign or newer, or does not fit the model, in its sites, its shapes or its
     plan, Unsupported where the model has extra state; the model is then unchanged. A model
     with loading code of its own (`_load_from_state_dict`, state-dict hooks) is loaded by
-    `load_state_dict` and put back as it was if that raises.
+    `load_state_dict`, from a copy, and put back as it was if that raises.
     """
     with TensorFile(path) as file:
         found = record_in(file)
         arrays = {
-            digest: file.tensor(PREFIX + digest).clone()
+            digest: file.tensor(PREFIX + digest)
             for digest in dict.fromkeys(digests(found))
             if PREFIX + digest in file.tensors
         }
@@ -72,26 +72,26 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> None:
         named = {PREFIX + digest for digest in arrays}
         theta = {k: s for k, s in file.tensors.items() if k not in named}
         _fits(model, declared, theta, file.path)
-        file.prefetch()
-        values = {name: file.tensor(name) for name in theta}
-        _fill(model, found, declared, values, file)
+        _fill(model, found, declared, list(theta), file)
 
 
 def _fill(
     model: nn.Module,
     found: Record,
     declared: Sequence[Declaration],
-    values: Mapping[str, Tensor],
+    theta: Sequence[str],
     file: TensorFile,
 ) -> None:
     if not bind.loads_by_itself(model):
+        file.prefetch()
         declare(model, found, declared, start="empty")
-        bind.fill(model, values, file.forget)
+        bind.fill(model, theta, file.into)
         return
+    values = {name: file.tensor(name) for name in theta}
     try:
         with bind.undone_on_error(model, values=True):
             declare(model, found, declared, start="empty")
-            model.load_state_dict(dict(values), strict=True)
+            model.load_state_dict(values, strict=True)
     except EademError:
         raise
     except Exception as error:

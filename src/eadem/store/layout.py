@@ -28,13 +28,14 @@ from typing import Any, BinaryIO, ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from eadem.errors import RecordError, Unsupported
 from eadem.maps.base import Shape, numel
 
 __all__ = ["BITS", "DTYPES", "Places", "Stored", "TensorFile", "loads", "write"]
 
-#: Bits of a value, by the format's name of its type.
+#: Bits of a value, by the format's name of its type, in the library's order of types.
 BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8,
     "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16,
@@ -51,6 +52,7 @@ DTYPES = {
     "F64": torch.float64, "I64": torch.int64, "U64": torch.uint64,
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_ORDER = {name: i for i, name in enumerate(BITS)}
 #: Limits on what a header may say; the first is the library's own.
 HEADER_BYTES = 100_000_000
 RANK = 32
@@ -172,12 +174,6 @@ class TensorFile(Places):
     """
 
     kind = "safetensors"
-    _mapped: mmap.mmap | None = None
-
-    def close(self) -> None:
-        """Close the file; its mapping goes with the last tensor that looks into it."""
-        self._mapped = None
-        super().close()
 
     def _places(self) -> dict[str, Stored]:
         head = self._file.read(8)
@@ -225,59 +221,64 @@ class TensorFile(Places):
             )
         return Stored(dtype, tuple(shape), start, stop)
 
-    def _map(self) -> mmap.mmap:
-        if self._mapped is None:
-            try:
-                # private, so that torch takes it for memory that may be written
-                self._mapped = mmap.mmap(
-                    self._file.fileno(), self.size, access=mmap.ACCESS_COPY
-                )
-            except (OSError, ValueError) as error:
-                raise RecordError(f"{self.path} cannot be mapped: {error}") from error
-        return self._mapped
-
     def tensor(self, name: str) -> Tensor:
-        """A tensor that lies in the file: its pages are read when they are looked at.
+        """A tensor, read into memory. Raises RecordError."""
+        shape = self.tensors[name].shape
+        value = torch.empty(shape, dtype=self._dtype(name), device="cpu")
+        self.into(name, value)
+        return value
 
-        Raises RecordError for a type that torch does not hold.
-        """
-        stored = self.tensors[name]
-        dtype = DTYPES.get(stored.dtype)
-        if dtype is None:
+    def _dtype(self, name: str) -> torch.dtype:
+        found = DTYPES.get(self.tensors[name].dtype)
+        if found is None:
             raise RecordError(
-                f"{name!r} in {self.path} is of type {stored.dtype}, which torch does not hold"
+                f"{name!r} in {self.path} is of type {self.tensors[name].dtype}, which torch "
+                "does not hold"
             )
+        return found
+
+    def into(self, name: str, target: Tensor) -> None:
+        """Read a tensor into another of its shape: straight into its memory, or a few
+        megabytes at a time where its type or device is another. Raises RecordError.
+        """
+        stored, dtype = self.tensors[name], self._dtype(name)
         if not stored.nbytes:
-            return torch.empty(stored.shape, dtype=dtype)
-        size = dtype.itemsize
-        if stored.start % size:  # not as Eadem writes it
-            held = bytearray(stored.nbytes)
-            self.read(stored.start, memoryview(held))
-            return torch.frombuffer(held, dtype=dtype).reshape(stored.shape)
-        flat = torch.frombuffer(
-            self._map(), dtype=dtype, count=stored.nbytes // size, offset=stored.start
-        )
-        return flat.reshape(stored.shape)
+            return
+        lazy = target.is_neg() or target.is_conj()
+        if target.dtype == dtype and target.is_cpu and target.is_contiguous() and not lazy:
+            self.read(stored.start, target.reshape(-1).view(torch.uint8).numpy().data)
+            if not target.is_inference():
+                increment_version(target)
+            return
+        flat = target.reshape(-1) if target.is_contiguous() else None
+        many = numel(stored.shape) if flat is None else WINDOW // dtype.itemsize
+        for at in range(0, numel(stored.shape), many):
+            stop = min(at + many, numel(stored.shape))
+            held = bytearray((stop - at) * dtype.itemsize)
+            self.read(stored.start + at * dtype.itemsize, memoryview(held))
+            piece = torch.frombuffer(held, dtype=dtype)
+            if flat is None:
+                target.copy_(piece.reshape(stored.shape))
+            else:
+                flat[at:stop].copy_(piece)
 
     def prefetch(self) -> None:
         """Read every byte once, so that whatever cannot be read is an error now.
 
-        Raises RecordError. The bytes stay in the system's cache as far as that has room.
+        Raises RecordError. The bytes stay in the system's cache as far as that has room, and
+        nowhere else.
         """
-        pages = self._map()
         scratch: memoryview | None = None
-        for start in range(0, self.size, WINDOW):
-            length = min(WINDOW, self.size - start)
-            if _populate(pages, start, length):
-                continue
-            if scratch is None:
-                scratch = memoryview(bytearray(length))
-            self.read(start, scratch[:length])
-
-    def forget(self) -> None:
-        """Let the pages that were looked at leave this process's memory."""
-        if self._mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-            self._mapped.madvise(mmap.MADV_DONTNEED)
+        try:
+            with mmap.mmap(self._file.fileno(), self.size, access=mmap.ACCESS_READ) as pages:
+                for start in range(0, self.size, WINDOW):
+                    length = min(WINDOW, self.size - start)
+                    if _populate(pages, start, length):
+                        continue
+                    scratch = scratch or memoryview(bytearray(length))
+                    self.read(start, scratch[:length])
+        except (OSError, ValueError) as error:
+            raise RecordError(f"{self.path} cannot be mapped: {error}") from error
 
 
 def _populate(pages: mmap.mmap, start: int, length: int) -> bool:
@@ -305,7 +306,7 @@ def write(
     A tensor that is not contiguous, or not in memory, is copied while its turn lasts. Raises
     OSError, and Unsupported for a tensor that has no plain bytes.
     """
-    order = sorted(tensors, key=lambda k: (-_width(k, tensors[k]), k))
+    order = sorted(tensors, key=lambda k: (-_rank(k, tensors[k]), k))
     header: dict[str, Any] = (
         {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     )
@@ -328,7 +329,8 @@ def write(
                 _all(file, piece)
 
 
-def _width(name: str, value: Tensor) -> int:
+def _rank(name: str, value: Tensor) -> int:
+    """Where a type stands in the library's order. Raises Unsupported."""
     plain = value.layout is torch.strided and type(value.detach()) is Tensor
     if not plain or value.dtype not in _NAMES or value.is_meta:
         raise Unsupported(
@@ -336,7 +338,7 @@ def _width(name: str, value: Tensor) -> int:
             f"{value.device}) has no plain bytes to write; make it an ordinary dense tensor "
             "first"
         )
-    return value.element_size()
+    return _ORDER[_NAMES[value.dtype]]
 
 
 def _bytes(value: Tensor) -> Iterator[memoryview]:
