@@ -47,7 +47,7 @@ help:
 	@echo "make test     install what the tests need, run them (ARGS=... goes to pytest)"
 	@echo "make lint     ruff, mypy, the order of the rooms"
 	@echo "make format   let ruff rewrite the sources"
-	@echo "make bench    ratios against peers, written to docs/benchmarks.md"
+	@echo "make bench    ratios against peers, and what becomes of a tie, into docs/"
 	@echo "make studies  every recipe in full, into runs/, and the long checks in studies/"
 	@echo "make docs     the documentation, into site/"
 	@echo "make clean    remove $(VENV), caches and builds; runs/ stays"
@@ -60,7 +60,7 @@ venv:
 	@$(call install,dev)
 
 test: venv
-	@$(RUN) pytest $(ARGS)
+	@$(RUN) pytest -n auto --dist loadfile $(ARGS)
 
 lint: venv
 	@$(RUN) ruff check .

@@ -1,7 +1,9 @@
-"""Runs every `rows()` in benchmarks/bench_*.py and writes docs/benchmarks.md.
+"""Runs every `rows()` in benchmarks/bench_*.py and writes docs/benchmarks.md; then, in
+benchmarks/lifecycle, what becomes of a tie, for docs/guide/lifecycle-table.md.
 
-`python -m benchmarks` from the root of the repository; `--out FILE` for another place, names
-such as `ties` to run only `bench_ties.py`.
+`python -m benchmarks` from the root of the repository; names such as `ties` run only
+`bench_ties.py`, `--out FILE` writes to another place. `python -m benchmarks lifecycle [ROW …]`
+runs the lifecycle alone.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # so that a benchmark also runs as a plain script
 
+from lifecycle.run import main as lifecycle  # noqa: E402
 from timing import Row, table  # noqa: E402
 
 
@@ -72,6 +75,8 @@ def page(found: list[tuple[str, list[Row]]]) -> str:
 
 def main() -> int:
     """Runs, prints and writes; returns 1 where a promise is not kept."""
+    if sys.argv[1:2] == ["lifecycle"]:
+        return lifecycle(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("names", nargs="*", help="benchmarks to run (all by default)")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "benchmarks.md")
@@ -87,7 +92,8 @@ def main() -> int:
     broken = [r.name for _, rows in found for r in rows if r.holds is False]
     if broken:
         print("not kept: " + "; ".join(broken), file=sys.stderr)
-    return 1 if broken else 0
+    untied = lifecycle([]) if not given.names else 0
+    return 1 if broken or untied else 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,3 +32,10 @@ def recipe_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     for name in set(sys.modules) - known:
         if name.startswith("eadem.recipes."):
             del sys.modules[name]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Several workers share the cores: one thread each."""
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import eadem
 from eadem import bind
+from eadem.bind.group import groups_at
 
 
 def mlp(n: int = 3, width: int = 3, seed: int = 0) -> nn.Sequential:
@@ -458,6 +459,18 @@ def test_native_aliases_are_adopted() -> None:
     w = [read(model, f"{i}.weight") for i in range(3)]
     equal(w[0], w[1])
     equal(w[0], w[2])
+
+
+def test_an_optimizer_steps_the_parameter_of_an_adopted_alias() -> None:
+    """The alias's name is gone; its parameter is the owner's, and lives on."""
+    model = mlp(3)
+    model[1].weight = model[0].weight
+    before = torch.optim.SGD(model[:2].parameters(), lr=0.1)
+    eadem.tie(model, "1.weight", "2.weight")
+    model(torch.ones(1, 3)).sum().backward()
+    before.step()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    eadem.check_optimizers(model[:2], before)
 
 
 def test_native_aliases_outside_the_tie_stay() -> None:
@@ -1294,3 +1307,84 @@ def test_every_initialiser_reaches_the_free_values() -> None:
         torch.testing.assert_close(model.weight, model.weight.flip(-1), rtol=0, atol=0)
     nn.init.constant_(model.weight, 2.0)
     assert (model.weight == 2).all()
+
+
+def test_the_class_of_a_derived_site_makes_stock_modules() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    eadem.tie(model, "*.weight")
+    made = type(model[1])(3, 2, bias=False)
+    assert type(made) is nn.Linear
+    assert made.weight.shape == (2, 3)
+    assert made.bias is None
+    made(torch.randn(1, 3)).sum().backward()
+    eadem.check(model)
+
+
+def test_a_module_alone_knows_the_groups_of_its_sites() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    eadem.tie(model, "0.weight", "1.weight")
+    for each in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        (group,) = groups_at([each[0]])
+        assert groups_at([each[1]]) == groups_at(each) == [group]
+        assert group.scope == [each]
+        assert groups_at([each[2]]) == groups_at([each]) == []
+    eadem.tie(model, "1.weight", "2.weight")
+    assert groups_at([model[0]]) == groups_at([model[2]]) != []
+    assert len(groups_at(model)) == 1
+    eadem.untie(model)
+    assert groups_at(model) == []
+
+
+def test_a_conflict_in_a_tied_root_leaves_everything_as_it_was() -> None:
+    """The root holds a derived site itself, and another group disagrees with the file."""
+
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.v = nn.Parameter(torch.randn(4))
+            self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    model = Root()
+    eadem.tie(model, "v[0]", "v[2]")
+    eadem.tie(model, "a.weight", "b.weight")
+    state = eadem.materialize(model)
+    state["v"] = torch.tensor([7.0, 8.0, 7.0, 9.0])
+    state["b.weight"] = state["b.weight"] + 1
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with pytest.raises(eadem.TieConflict, match="disagree"):
+        model.load_state_dict(state)
+    for n, p in model.named_parameters():
+        assert torch.equal(p, before[n]), n
+    state["b.weight"], state["v"][2] = state["a.weight"], 1.0
+    with pytest.raises(eadem.TieConflict, match="disagree"):
+        model.load_state_dict(state)
+    state["v"][2] = 7.0
+    model.load_state_dict(state)
+    assert model.v.tolist() == [7.0, 8.0, 7.0, 9.0]
+
+
+def test_explain_repeats_what_was_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    eadem.tie(model, "*.weight")
+    with pytest.raises(eadem.TieBroken):
+        model[1].weight = nn.Parameter(torch.zeros(2, 2))
+    with pytest.raises(eadem.TieBroken):
+        del model[1].weight
+    text = eadem.explain(model, "0.weight")
+    assert "refused: TieBroken: '1.weight' is tied" in text
+    assert "cannot be deleted" in text
+    assert "refused" not in eadem.explain(copy.deepcopy(model), "0.weight")
+
+
+@pytest.mark.parametrize("again", ["deepcopy", "pickle"])
+def test_a_copy_is_untied_for_good(again: str) -> None:
+    """Every module of the copy that contains the tie forgets it, not the outermost alone."""
+    model = nn.Sequential(nn.Sequential(nn.Conv1d(1, 2, 5), nn.Linear(2, 2)), nn.Linear(2, 2))
+    eadem.tie(model, "0.0.weight", via=eadem.Palindrome())
+    new = copy.deepcopy(model) if again == "deepcopy" else pickle.loads(pickle.dumps(model))
+    eadem.untie(new)
+    nn.Linear(1, 1)  # names are walked again
+    for module in new.modules():
+        assert not eadem.ties(module)
+        eadem.check(module)
+    assert [len(eadem.ties(m)) for m in model.modules()] == [1, 1, 1, 0, 0]

@@ -15,6 +15,7 @@ from typing import Any as _Any
 from .errors import EademError as EademError
 from .errors import MissingPackage as MissingPackage
 from .errors import NoSuchSite as NoSuchSite
+from .errors import NotAParameter as NotAParameter
 from .errors import RecordError as RecordError
 from .errors import ShapeError as ShapeError
 from .errors import TieBroken as TieBroken

@@ -15,6 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -134,26 +141,51 @@ def summary(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODULE:FACTORY|FILE",
-            help="A function that returns a model, or a checkpoint that eadem.save wrote.",
+            metavar="MODULE:FACTORY|CHECKPOINT",
+            help="A function that returns a model; or a safetensors or torch file, an index "
+            "of shards, or a folder of these.",
         ),
     ],
 ) -> None:
-    """Show a model's ties, their owners, and its free and expanded counts."""
-    if Path(model).is_file():
-        Console().print(_summaries().summary_of_file(Path(model)))
+    """Show a model's ties, their owners, and its free and expanded counts.
+
+    Of a checkpoint: the ties that Eadem recorded, names that share memory, tensors of equal
+    content, and what one copy of each would save.
+    """
+    if Path(model).exists():
+        _show_checkpoint(Path(model))
     elif ":" in model:
         built = _built(model)
-        Console().print(_summaries().summary(built))
+        Console().print(_report("summary").summary(built))
     else:
         raise EademError(
-            f"{model!r} is neither a file nor MODULE:FACTORY; give a checkpoint that "
-            "eadem.save wrote, or an importable function, as package.models:build"
+            f"{model!r} is neither a file nor MODULE:FACTORY; give a checkpoint (a file, or a "
+            "folder of shards), or an importable function, as package.models:build"
         )
 
 
-def _summaries() -> Any:
-    return importlib.import_module(f"{__package__}.report.summary")
+def _show_checkpoint(path: Path) -> None:
+    """Print what a checkpoint holds; a bar on a terminal's stderr shows how far it is."""
+    report = _report("checkpoint")
+    screen = Console(stderr=True)
+    with Progress(
+        TextColumn("comparing tensors"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(),
+        console=screen,
+        transient=True,
+        disable=not screen.is_terminal,
+    ) as bar:
+        task = bar.add_task("", total=None)
+        found = report.checkpoint_summary(
+            path, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    Console().print(found)
+
+
+def _report(name: str) -> Any:
+    return importlib.import_module(f"{__package__}.report.{name}")
 
 
 def _built(name: str) -> nn.Module:

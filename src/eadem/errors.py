@@ -9,6 +9,7 @@ __all__ = [
     "EademError",
     "MissingPackage",
     "NoSuchSite",
+    "NotAParameter",
     "RecordError",
     "ShapeError",
     "TieBroken",
@@ -25,6 +26,10 @@ class EademError(Exception):
 
 class NoSuchSite(EademError, LookupError):
     """A name or pattern matches no parameter of the model."""
+
+
+class NotAParameter(EademError, AttributeError):
+    """A parameter was asked for by the name of a site that has none of its own."""
 
 
 class ShapeError(EademError, ValueError):

@@ -10,6 +10,8 @@ from lifecycle_systems import (
     assert_holds,
     assert_related,
     assert_tied,
+    assert_unchanged,
+    snapshot,
     value,
     values,
 )
@@ -103,3 +105,16 @@ def test_gradients_of_a_copy_stay_with_the_copy(system: System) -> None:
     twin(system.input()).float().square().sum().backward()
     assert all(p.grad is None for p in model.parameters())
     assert all(p.grad is not None for p in twin.parameters())
+
+
+def test_copy_of_several_sites_without_the_rest_is_refused() -> None:
+    """A container made on the fly holds two sites of three: their tie would be lost unseen."""
+    model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(3)])
+    eadem.tie(model, "*.weight")
+    before = snapshot(model)
+    with pytest.raises(eadem.Unsupported, match=r"'0.weight' and '1.weight'.*whole tie.*untie"):
+        copy.deepcopy(model[:2])
+    assert_unchanged(model, before)
+    part = copy.deepcopy(model)[:2]
+    assert part[0].weight is part[1].weight
+    assert "not all of their tie" in eadem.explain(model, "1.weight")

@@ -94,6 +94,9 @@ def test_a_class_defined_twice_is_the_later_one():
         ({"kind": "Function", "args": {"f": {"function": "antigravity2:f"}}}, "import anti"),
         ({"kind": "Function", "args": {"f": {"function": "torch:Tensor"}}}, "no such function"),
         ({"kind": "Function", "args": {"f": {"function": "torch:os.system"}}}, "no such"),
+        ({"kind": "Function", "args": {"f": {"function": "torch:load"}}}, "value by value"),
+        ({"kind": "Function", "args": {"f": {"function": "torch:manual_seed"}}}, "value by"),
+        ({"kind": "Function", "args": {"f": {"function": "torch:diag_embed"}}}, "value by"),
     ],
 )
 def test_foreign_records_are_refused(spec, says):
@@ -102,7 +105,7 @@ def test_foreign_records_are_refused(spec, says):
     assert "antigravity" not in sys.modules
 
 
-@pytest.mark.parametrize("f", [lambda t: t, torch.nn.Identity()])
+@pytest.mark.parametrize("f", [lambda t: t, torch.nn.Identity(), torch.load, torch.diag])
 def test_what_cannot_be_recorded(f):
     with pytest.raises(RecordError, match="cannot be recorded: its f is"):
         to_spec(Function(f))

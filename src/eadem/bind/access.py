@@ -18,8 +18,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from eadem.bind.group import LINKS, ORDER, Link, refuse_alone
+from eadem.bind.guard import freeze, refuse_replicas, refuse_script, register
+from eadem.bind.split import checked, is_split, place_split, refuse_full, refuse_sharder
 from eadem.bind.written import SiteValue, assign
 from eadem.errors import TieBroken, Unsupported
 from eadem.maps.view import View, ViewMap
@@ -156,15 +159,17 @@ def _getter(spec: Spec, key: str) -> Callable[[nn.Module], Tensor]:
 
         def get(self: nn.Module) -> Tensor:
             try:
-                return self.__dict__[key]._parameters[owner]  # type: ignore[no-any-return]
+                p: Tensor = self.__dict__[key]._parameters[owner]
             except (AttributeError, KeyError) as e:
                 raise _broken(self, attr) from e
+            return p if type(p) is Parameter else _other(self, attr, p)
 
     elif view.perm == (1, 0):
 
         def get(self: nn.Module) -> Tensor:
             try:
-                return self.__dict__[key]._parameters[owner].t()  # type: ignore[no-any-return]
+                p: Tensor = self.__dict__[key]._parameters[owner]
+                return p.t() if type(p) is Parameter else _other(self, attr, p).t()
             except (AttributeError, KeyError) as e:
                 raise _broken(self, attr) from e
 
@@ -173,11 +178,18 @@ def _getter(spec: Spec, key: str) -> Callable[[nn.Module], Tensor]:
 
         def get(self: nn.Module) -> Tensor:
             try:
-                return self.__dict__[key]._parameters[owner].permute(perm)  # type: ignore[no-any-return]
+                p: Tensor = self.__dict__[key]._parameters[owner]
+                p = p if type(p) is Parameter else _other(self, attr, p)
+                return p.permute(perm)
             except (AttributeError, KeyError) as e:
                 raise _broken(self, attr) from e
 
     return get
+
+
+def _other(module: nn.Module, attr: str, p: Tensor) -> Tensor:
+    """An owner that is no plain parameter: a subclass, what functional_call gave, or a part."""
+    return checked(module.__dict__[LINKS][attr], module, p)
 
 
 def _broken(module: nn.Module, attr: str) -> TieBroken:
@@ -197,21 +209,37 @@ def _set(self: Any, name: str, value: Any) -> None:
         return
     own = self._parameters.get(name)
     if own is not None and isinstance(value, nn.Parameter) and value.shape == own.shape:
+        if is_split(value) and not is_split(own):
+            refuse_sharder(link)
         self._parameters[name] = value
         return
     assign(link, value)
 
 
+def _register(self: Any, name: str, value: Any) -> None:
+    link = self.__dict__.get(LINKS, {}).get(name)
+    if link is None:
+        register(base_class(self), self, name, value)
+    elif is_split(value):
+        spec = _spec(name, link)
+        place_split(link, spec.view, value)
+    else:
+        _set(self, name, value)
+
+
 def _delete(self: Any, name: str) -> None:
     link = self.__dict__.get(LINKS, {}).get(name)
     if link is not None:
-        raise TieBroken(f"{link.key!r} is tied and cannot be deleted; untie it first")
+        raise link.group.refuse(
+            TieBroken(f"{link.key!r} is tied and cannot be deleted; untie it first")
+        )
     base_class(self).__delattr__(self, name)
 
 
 def _apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
     base: Any = base_class(self)
     moved = base._apply(self, fn, recurse)
+    probed: dict[tuple[torch.dtype, torch.device], Tensor] = {}
     for link in self.__dict__[LINKS].values():
         if link.like is not None:
             link.like = fn(link.like)
@@ -220,9 +248,11 @@ def _apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> A
             p = module._parameters.get(attr)
             if p is None or module is self:
                 continue
-            probe = torch.empty(0, dtype=p.dtype, device=p.device)
-            after = fn(probe)
-            if after.dtype != p.dtype or after.device != p.device:
+            before = (p.dtype, p.device)
+            if before not in probed:
+                probed[before] = fn(torch.empty(0, dtype=p.dtype, device=p.device))
+            after = probed[before]
+            if (after.dtype, after.device) != before:
                 alone = nn.Module()
                 alone._parameters[attr] = p
                 nn.Module._apply(alone, fn, False)
@@ -236,8 +266,10 @@ def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
     inside = all(
         any(m is self or id(m) in memo for m in link.group.scope) for link in links.values()
     )
+    if not inside:
+        _alone(self, links, memo)
     kind: Any = type(self) if inside else base_class(self)
-    new = kind.__new__(kind)
+    new = object.__new__(kind)
     memo[id(self)] = new
     if inside:
         for key, value in self.__dict__.items():
@@ -255,12 +287,35 @@ def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
             new._parameters[attr] = copy.deepcopy(own[attr], memo)
         else:
             with torch.no_grad():
-                value = link.compute().detach().clone()
+                value = link.compute().detach()
+                value = value.clone(memory_format=torch.contiguous_format)
             grad = any(p.requires_grad for p in link.parameters()) or not link.sources
             new._parameters[attr] = nn.Parameter(value, requires_grad=grad)
     if flat is not None or isinstance(new, nn.RNNBase):
         new._init_flat_weights()
     return new
+
+
+def _alone(module: nn.Module, links: dict[str, Link], memo: dict[int, Any]) -> None:
+    """Raise Unsupported where a copy takes several sites of a tie, but not all of them."""
+    for link in links.values():
+        if link.key not in link.group.resolved.expressions:
+            continue  # its values are its own
+        if any(m is module or id(m) in memo for m in link.group.scope):
+            continue
+        others = [
+            k
+            for k, p in link.group.places.items()
+            if k != link.key and (p.module is module or id(p.module) in memo)
+        ]
+        if others:
+            raise link.group.refuse(
+                Unsupported(
+                    f"this copy takes {others[0]!r} and {link.key!r}, but not all of their "
+                    "tie, which it would lose; copy a module that contains the whole tie and "
+                    "take the part from the copy, or untie first"
+                )
+            )
 
 
 def _ordered(module: nn.Module) -> list[str]:
@@ -271,7 +326,7 @@ def _ordered(module: nn.Module) -> list[str]:
 def _reduce(self: Any, protocol: Any) -> Any:
     link = next(iter(self.__dict__[LINKS].values()))
     if not any(m is self for m in link.group.scope):
-        refuse_alone(repr(link.key))
+        refuse_alone(link)
     state = self.__dict__
     if getattr(base_class(self), "__getstate__", None) is not getattr(
         object, "__getstate__", None
@@ -282,22 +337,28 @@ def _reduce(self: Any, protocol: Any) -> Any:
 
 def _rebuild(base: type[nn.Module], specs: tuple[Spec, ...]) -> nn.Module:
     hashable: Any = base
-    kind: Any = _dressed_class(hashable, specs)
-    rebuilt: nn.Module = kind.__new__(kind)
+    rebuilt: nn.Module = object.__new__(_dressed_class(hashable, specs))
     return rebuilt
 
 
+def _new(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    """`type(module)(...)` makes another module of that class, which is tied to nothing."""
+    return cls._eadem_class[0](*args, **kwargs)
+
+
 def _load(self: Any, state: Any, prefix: str, *rest: Any) -> None:
-    # Whole groups are settled by the hook on the module that contains them (bind/load.py).
-    # What is left here is a load of this one module: a derived site in full.
+    # Whole groups are settled by the hook on the module that contains them (bind/load.py),
+    # which may be this one, and then runs only after this. What is left here is a load of
+    # this one module without the rest of its group: a derived site in full.
     for attr, link in self.__dict__[LINKS].items():
         key = prefix + attr
         given = state.get(key)
-        if given is None:
+        if given is None or any(m is self for m in link.group.scope):
             continue
         own = self._parameters.get(attr)
         if own is not None and given.shape == own.shape:
             continue
+        refuse_full([key], link.parameters())
         assign(link, given, source=key)
         if own is None:
             del state[key]
@@ -306,12 +367,9 @@ def _load(self: Any, state: Any, prefix: str, *rest: Any) -> None:
     base_class(self)._load_from_state_dict(self, state, prefix, *rest)
 
 
-def _replicate(self: Any) -> Any:
-    link = next(iter(self.__dict__[LINKS].values()))
-    raise Unsupported(
-        f"DataParallel copies modules one by one, and {link.key!r} would lose its tie; use "
-        "DistributedDataParallel"
-    )
+def _requires_grad(self: Any, requires_grad: bool = True) -> Any:
+    freeze(base_class(self), self, requires_grad)
+    return self
 
 
 def flat_weights(self: Any) -> list[Any]:
@@ -329,13 +387,17 @@ def _dressed_class(base: Any, specs: tuple[Spec, ...]) -> Any:
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
+        "__new__": _new,
         "__setattr__": _set,
         "__delattr__": _delete,
         "__deepcopy__": _deepcopy,
         "__reduce_ex__": _reduce,
         "_apply": _apply,
         "_load_from_state_dict": _load,
-        "_replicate_for_data_parallel": _replicate,
+        "requires_grad_": _requires_grad,
+        "register_parameter": _register,
+        "__prepare_scriptable__": refuse_script,
+        "_replicate_for_data_parallel": refuse_replicas,
         "_eadem_class": (base, specs),
     }
     for spec in specs:

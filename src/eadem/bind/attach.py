@@ -8,10 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from eadem.bind.access import computed, dress, enter_forward, leave_forward
-from eadem.bind.group import LINKS, ORDER, Link, Place, TieGroup, marks, set_marks
+from eadem.bind.group import (
+    LINKS,
+    ORDER,
+    Link,
+    Place,
+    TieGroup,
+    marks,
+    note_living,
+    set_marks,
+)
 from eadem.bind.load import load_hook
 from eadem.bind.names import Sites
 from eadem.bind.optimizers import note_dead, note_resized, revive
+from eadem.bind.split import full
 
 __all__ = ["attach", "values_of"]
 
@@ -26,7 +36,7 @@ def values_of(sites: Sites, names: Iterable[str]) -> dict[str, Tensor]:
         with torch.no_grad():
             value = module._parameters[attr] if link is None else link.compute()
         assert value is not None
-        found[name] = value.detach()
+        found[name] = full(value.detach())
     return found
 
 
@@ -59,23 +69,22 @@ def attach(
         p = place.parameter
         if p is None or p.shape != value.shape:
             requires = learned.get(place, True)
-            _store(place.module, place.attr, value.clone(), requires, name)
+            _store(place.module, place.attr, value, requires, name)
     for group in new:
         requires = _requires_grad_before(group, learned)
-        # an alias that is adopted holds the owner's own parameter, which lives on
-        owners = {id(group.places[o].parameter) for o in group.resolved.owners}
-        for key in group.places:
+        for key, e in group.resolved.expressions.items():
+            if key in group.resolved.owners:
+                continue  # it holds some of its values, and keeps its parameter for them
             module, attr = group.places[key]
-            owner = group.resolved.owners.get(key)
-            if owner is None:
-                dead = module._parameters.pop(attr, None)
-                if dead is not None and id(dead) not in owners:
-                    e = group.resolved.expressions[key]
-                    note_dead(dead, f"{key!r} now takes its value from {list(e.owners)}")
-            else:
-                _store(module, attr, thetas[key].reshape(owner.shape), requires, key)
+            dead = module._parameters.pop(attr, None)
+            if dead is not None:
+                note_dead(dead, f"{key!r} now takes its value from {list(e.owners)}")
+        # owners last: an alias's parameter, taken away above, is held by its owner still
+        for key, owner in group.resolved.owners.items():
+            module, attr = group.places[key]
+            _store(module, attr, thetas[key].reshape(owner.shape), requires, key)
     for group in new:
-        for key in group.resolved.expressions:
+        for key in group.bound:
             module, attr = group.places[key]
             link = group.link(key)
             if not link.sources:
@@ -149,7 +158,7 @@ def _store(module: nn.Module, attr: str, value: Tensor, requires_grad: bool, nam
     p = module._parameters.get(attr)
     if p is None:
         # straight into the dict: the attribute may still be a property of a generated class
-        module._parameters[attr] = nn.Parameter(value.clone(), requires_grad=requires_grad)
+        module._parameters[attr] = nn.Parameter(_copied(value), requires_grad=requires_grad)
         return
     revive(p)
     if p.shape == value.shape:
@@ -158,7 +167,12 @@ def _store(module: nn.Module, attr: str, value: Tensor, requires_grad: bool, nam
         return
     note_resized(p, f"{name!r} had shape {tuple(p.shape)} and holds {tuple(value.shape)} now")
     p.grad = None
-    p.data = value.detach().clone().to(p.dtype)
+    p.data = _copied(value.detach()).to(p.dtype)
+
+
+def _copied(value: Tensor) -> Tensor:
+    """A copy in the layout that torch's own parameters have, whatever view `value` is."""
+    return value.clone(memory_format=torch.contiguous_format)
 
 
 def _same_memory(p: Tensor, value: Tensor) -> bool:
@@ -173,6 +187,7 @@ def _same_memory(p: Tensor, value: Tensor) -> bool:
 
 def _mark(sites: Sites, old: list[TieGroup], new: list[TieGroup]) -> None:
     """Write the groups on every module that contains them, with the hooks they need."""
+    note_living(old, new)
     gone = {id(g) for g in old}
     for group in old:
         for module in group.scope:

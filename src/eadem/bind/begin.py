@@ -23,7 +23,9 @@ from eadem.bind.written import agree
 from eadem.errors import ShapeError, TieConflict
 from eadem.maps.base import LinearMap, Map, Shape, numel
 
-Start = Literal["first", "mean", "strict", "init"] | Tensor
+#: "empty" is for who fills the free values in at once, as `load` does: nothing is computed
+#: from what the sites held.
+Start = Literal["first", "mean", "strict", "init", "empty"] | Tensor
 STARTS = ("first", "mean", "strict", "init")
 
 
@@ -92,6 +94,11 @@ def start_values(
     like = next(iter(values.values()))
     if like.is_meta:
         return {o: like.new_empty(w.shape) for o, w in group.owners.items()}
+    if start == "empty":
+        return {
+            o: values[o] if w.whole and w.source is None else like.new_empty(w.shape)
+            for o, w in group.owners.items()
+        }
     if start == "mean":
         return {o: t.to(like) for o, t in mean(group, shapes, values).items()}
     if start == "init":

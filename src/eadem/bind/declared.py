@@ -59,6 +59,15 @@ def note_residuals(
         ]
 
 
+def no_residuals(everything: Sequence[tuple[Declaration, BoundTie]]) -> None:
+    """Fill the entries of new ties whose values are yet to come, and will satisfy them."""
+    for declaration, bound in everything:
+        if not bound.entries:
+            bound.entries = [
+                BoundEntry(e.site.name, e.site.index, e.map) for e in declaration.entries
+            ]
+
+
 def resolve_ties(
     index: Sites,
     everything: Sequence[tuple[Declaration, BoundTie]],

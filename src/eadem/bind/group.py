@@ -8,23 +8,36 @@ those of the model that is asked.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from eadem._plan import Expression, Group, Owner
 from eadem._plan.site import Item
-from eadem.errors import TieBroken, Unsupported
+from eadem.bind.split import wholes
+from eadem.errors import EademError, TieBroken, Unsupported
 from eadem.maps.base import Map, Shape
 from eadem.maps.index import Index, IndexMap
-from eadem.maps.view import Viewed, ViewMap
+from eadem.maps.view import Same, Viewed, ViewMap
 
-__all__ = ["BoundEntry", "BoundTie", "Link", "Mark", "Place", "TieGroup", "marks"]
+__all__ = [
+    "BoundEntry",
+    "BoundTie",
+    "Link",
+    "Mark",
+    "Place",
+    "TieGroup",
+    "groups_at",
+    "living",
+    "marks",
+    "note_living",
+]
 
 #: Key in a module's `__dict__` for the groups that it contains.
 MARK = "_eadem_scope"
@@ -32,6 +45,10 @@ MARK = "_eadem_scope"
 LINKS = "_eadem_sites"
 #: Key in a module's `__dict__` for the order its parameters had before any tie.
 ORDER = "_eadem_order"
+#: How many refusals a group remembers.
+REFUSALS = 3
+
+Refusal = TypeVar("Refusal", bound=EademError)
 
 
 class Place(NamedTuple):
@@ -89,23 +106,63 @@ class TieGroup:
             isinstance(e.outer, Viewed) for e in derived
         )
 
+    @cached_property
+    def refusals(self) -> list[str]:
+        """What was refused over these ties in this process, latest last."""
+        return []
+
+    def refuse(self, error: Refusal) -> Refusal:
+        """Note an error that is about to be raised over these ties, so that `explain` can
+        repeat it where the user sees it late or not at all.
+        """
+        self.refusals.append(f"{type(error).__name__}: {error}")
+        del self.refusals[:-REFUSALS]
+        return error
+
+    @property
+    def equality(self) -> bool:
+        """Whether every site is one and the same parameter."""
+        return self.views and all(
+            e.outer.view().is_identity  # type: ignore[attr-defined]
+            for e in self.resolved.expressions.values()
+        )
+
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("keys", "views")}
+        derived = ("keys", "views", "refusals")
+        return {k: v for k, v in self.__dict__.items() if k not in derived}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _living.add(self)
 
     def owner_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters that hold free values; raises TieBroken for one taken away."""
         for key in self.resolved.owners:
             found = self.places[key].parameter
             if found is None:
-                raise TieBroken(
-                    f"the parameter {key!r}, which holds the free values of a tie, is gone: "
-                    "something deleted it or set it to None; untie before removing a parameter"
+                raise self.refuse(
+                    TieBroken(
+                        f"the parameter {key!r}, which holds the free values of a tie, is "
+                        "gone: something deleted it or set it to None; untie before removing "
+                        "a parameter"
+                    )
                 )
             yield key, found
 
+    @property
+    def bound(self) -> Iterator[str]:
+        """The sites whose modules carry a link: those that other parameters have a say in.
+        An owner of all its values is one of them where it is not the only owner.
+        """
+        for key in self.places:
+            if key in self.resolved.expressions or len(self.resolved.owners) > 1:
+                yield key
+
     def link(self, key: str) -> Link:
-        """How the site `key` is computed."""
-        e = self.resolved.expressions[key]
+        """How the value of the site `key` comes about."""
+        e = self.resolved.expressions.get(key)
+        if e is None:
+            e = Expression((key,), Same().bind(self.shapes[key]))
         sources = [(*self.places[o], self.resolved.owners[o]) for o in e.owners]
         return Link(self, key, e, sources, self.shapes[key])
 
@@ -120,13 +177,14 @@ class TieGroup:
             new.places[key] = Place(copy.deepcopy(place.module, memo), place.attr)
         for tie in self.ties:
             new.ties.append(BoundTie([copy.copy(e) for e in tie.entries]))
+        _living.add(new)
         return new
 
 
 class Link:
     """One derived site on its module: where its value comes from."""
 
-    __slots__ = ("direct", "expression", "group", "key", "like", "shape", "sources")
+    __slots__ = ("direct", "expression", "group", "key", "like", "same", "shape", "sources")
 
     def __init__(
         self,
@@ -148,18 +206,36 @@ class Link:
         for _, _, owner in self.sources:
             if owner.source is not None:
                 owner.source.ready()
+        plain = len(self.sources) == 1 and self.sources[0][2].source is None
+        #: whether the site is its owner's parameter, of whatever kind (it may be quantised)
+        self.same = (
+            plain
+            and self.sources[0][2].whole
+            and isinstance(outer, ViewMap)
+            and outer.view().is_identity
+        )
         #: a site picked from one parameter, without a source: its prepared coordinates
         self.direct: Index | None = None
-        plain = len(self.sources) == 1 and self.sources[0][2].source is None
         if plain and isinstance(outer, IndexMap) and not isinstance(outer, ViewMap):
             self.direct = outer.index()
 
     def warm(self) -> None:
-        """Have the constants on the device of the values, before anything is compiled."""
+        """Have the constants on the device and in the dtype of the values, before anything is
+        compiled: a copy made later would be found missing by the compiled code's guards.
+        """
         like = next((m._parameters[a] for m, a, _ in self.sources), self.like)
-        if like is not None and like.device.type not in ("cpu", "meta"):
-            with torch.inference_mode(False), torch.no_grad():
-                self.compute()
+        if like is None or like.is_meta or not (self._constants or like.device.type != "cpu"):
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            self.compute()
+
+    @property
+    def _constants(self) -> bool:
+        """Whether the site's value takes constants that have a dtype."""
+        if self.direct is not None:
+            return self.direct.scale is not None or self.direct.shift is not None
+        plain = isinstance(self.expression.outer, ViewMap)
+        return not plain or any(owner.source is not None for _, _, owner in self.sources)
 
     def owners(self) -> Iterator[tuple[str, Owner]]:
         """The owners it reads, by key."""
@@ -171,8 +247,14 @@ class Link:
         return [m._parameters[a] for m, a, _ in self.sources]  # type: ignore[misc]
 
     def compute(self) -> Tensor:
-        """The site's value now."""
+        """The site's value now; where its owners are split over processes, gathered."""
         thetas = self.parameters()
+        for p in thetas:
+            if type(p) is not Parameter:
+                thetas = wholes(self, thetas)
+                break
+        if self.same:
+            return thetas[0]
         if self.direct is not None:
             return self.direct.expand(thetas[0].reshape(-1)).view(self.shape)
         outer = self.expression.outer
@@ -185,12 +267,33 @@ class Link:
         return outer.expand(torch.cat([r.reshape(-1) for r in roots]))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in self.__slots__ if k != "direct"}
+        return {k: getattr(self, k) for k in self.__slots__ if k not in ("direct", "same")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for k, v in state.items():
             setattr(self, k, v)
         self.ready()
+
+
+_living: WeakSet[TieGroup] = WeakSet()
+
+
+def living() -> list[TieGroup]:
+    """Every group that is on some module now, of whatever model."""
+    return list(_living)
+
+
+def note_living(gone: list[TieGroup], new: list[TieGroup]) -> None:
+    """Note that some groups were taken off their modules and others put on."""
+    _living.difference_update(gone)
+    _living.update(new)
+
+
+def groups_at(modules: Iterable[nn.Module]) -> list[TieGroup]:
+    """The groups with a site directly in one of these modules, whatever model was tied."""
+    wanted = set(modules)
+    found = [g for g in living() if any(p.module in wanted for p in g.places.values())]
+    return sorted(found, key=lambda g: next(iter(g.places)))
 
 
 class _Token:
@@ -208,15 +311,17 @@ class _Token:
 _tokens: WeakSet[_Token] = WeakSet()
 
 
-def refuse_alone(what: str) -> None:
+def refuse_alone(link: Link) -> None:
     """Raise Unsupported unless a whole group is being pickled: a derived site pickled alone
     would drag its owner along unseen.
     """
     if not _tokens:
-        raise Unsupported(
-            f"{what} takes its value from a parameter elsewhere and cannot be pickled alone; "
-            "pickle a module that contains the whole tie, or copy.deepcopy the part first "
-            "(the copy is independent)"
+        raise link.group.refuse(
+            Unsupported(
+                f"{link.key!r} is tied to a parameter elsewhere and cannot be "
+                "pickled alone; pickle a module that contains the whole tie, or copy.deepcopy "
+                "the part first (the copy is independent)"
+            )
         )
 
 
@@ -231,8 +336,15 @@ class Mark:
     def __deepcopy__(self, memo: dict[int, Any]) -> Mark:
         new = Mark([])
         memo[id(self)] = new
-        copies = [copy.deepcopy(g, memo) for g in self.groups]
-        new.groups = [g for g in copies if g is not None]
+        for group in self.groups:
+            copied = copy.deepcopy(group, memo)
+            if copied is None:
+                continue
+            new.groups.append(copied)
+            # the module that carries this mark may be copied after the group was
+            here = next(m for m in group.scope if m.__dict__.get(MARK) is self)
+            if not any(m is memo[id(here)] for m in copied.scope):
+                copied.scope.append(memo[id(here)])
         return new
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from eadem._plan import first, mean, plan_of
 from eadem.bind.group import TieGroup, marks
 from eadem.bind.names import Sites
+from eadem.bind.split import refuse_full
 from eadem.bind.written import agree
 from eadem.errors import RecordError, TieConflict
 from eadem.maps.base import numel, on_cpu
 
-__all__ = ["ABSENT", "ARRAYS", "load_hook"]
+__all__ = ["ABSENT", "ARRAYS", "lifted", "load_hook"]
 
 #: The shape of what may stand in a checkpoint for a site that holds no parameter.
 ABSENT = (0,)
@@ -86,35 +87,52 @@ def _settle(
             wanted = f"{group.shapes[key]}"
             if owner is not None and owner.shape != group.shapes[key]:
                 wanted += f" (the site) or {owner.shape} (its free values)"
-            raise RecordError(
-                f"the checkpoint holds {name!r} with shape {shape}; its tie wants {wanted}. "
-                "Nothing was loaded"
+            raise group.refuse(
+                RecordError(
+                    f"the checkpoint holds {name!r} with shape {shape}; its tie wants "
+                    f"{wanted}. Nothing was loaded"
+                )
             )
     if not full_form:
         return absent, {}
     if theta_form:
-        raise RecordError(
-            f"the checkpoint mixes free values ({', '.join(theta_form[:3])}) and full sites "
-            f"({', '.join(full_form[:3])}) of one tie; save it whole in one form. Nothing was "
-            "loaded"
+        raise group.refuse(
+            RecordError(
+                f"the checkpoint mixes free values ({', '.join(theta_form[:3])}) and full "
+                f"sites ({', '.join(full_form[:3])}) of one tie; save it whole in one form. "
+                "Nothing was loaded"
+            )
         )
-    thetas = _lifted(group, given, keys)
+    refuse_full(full_form, [p for _, p in group.owner_parameters()])
+    thetas, worst = lifted(group, given)
+    if worst is not None:
+        sites = ", ".join(list(keys.values())[:4])
+        raise group.refuse(
+            TieConflict(
+                f"the checkpoint's values for the tied sites {sites} disagree: the largest "
+                f"difference is {worst[0]:.6g}, at {keys[worst[1]]!r}. Nothing was loaded; "
+                "load them into an untied model and tie it with start='mean', or untie this "
+                "one first"
+            )
+        )
     return absent + [keys[k] for k in given], {keys[o]: t for o, t in thetas.items()}
 
 
-def _lifted(
-    group: TieGroup, given: dict[str, Tensor], keys: dict[str, str]
-) -> dict[str, Tensor]:
-    """θ by owner from the given sites, which must agree."""
+def lifted(
+    group: TieGroup, given: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], tuple[float, str] | None]:
+    """θ by owner from values given at some sites, and where these do not agree with it: the
+    largest difference and the site's key.
+    """
     known = first(group.resolved, given)
     thetas = {o: t for o, t in known.thetas.items() if o not in known.missing}
     if known.missing and len(given) > 1:
-        lifted = mean(group.resolved, group.shapes, given)
+        means = mean(group.resolved, group.shapes, given)
         like = next(iter(given.values()))
         determined = _determined(group, given)
         for o in known.missing:
             if o in determined:
-                thetas[o] = lifted[o].to(like)
+                thetas[o] = means[o].to(like)
     roots = {o: group.resolved.owners[o].values(t) for o, t in thetas.items()}
     worst: tuple[float, str] | None = None
     for key, value in given.items():
@@ -129,15 +147,8 @@ def _lifted(
             continue
         ok, away = agree(value, held)
         if not ok and (worst is None or away > worst[0]):
-            worst = (away, keys[key])
-    if worst is not None:
-        sites = ", ".join(list(keys.values())[:4])
-        raise TieConflict(
-            f"the checkpoint's values for the tied sites {sites} disagree: the largest "
-            f"difference is {worst[0]:.6g}, at {worst[1]!r}. Nothing was loaded; load them "
-            "into an untied model and tie it with start='mean', or untie this one first"
-        )
-    return thetas
+            worst = (away, key)
+    return thetas, worst
 
 
 def _determined(group: TieGroup, given: dict[str, Tensor]) -> set[str]:

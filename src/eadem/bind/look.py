@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,24 +17,27 @@ from eadem._plan import (
     resolve_group,
     same_map,
 )
-from eadem.bind.access import base_class
+from eadem.bind.access import base_class, computed
 from eadem.bind.attach import values_of
 from eadem.bind.declared import alias_ties, by_name
-from eadem.bind.group import LINKS, BoundTie
+from eadem.bind.group import LINKS, BoundTie, Place
 from eadem.bind.names import Sites
+from eadem.bind.split import full, is_split, put
 from eadem.bind.ties import Tie
 from eadem.errors import ShapeError, TieBroken
-from eadem.maps.base import LinearMap, Map, numel, on_cpu
+from eadem.maps.base import LinearMap, Map, Shape, numel, on_cpu
 from eadem.maps.index import Indexed, Reshape
 from eadem.maps.view import ViewMap
 
 __all__ = [
     "Counts",
     "check",
+    "computed_sites",
     "counts",
     "declarations",
     "explain",
     "free_vector",
+    "readers",
     "resolved",
     "set_free_vector",
     "ties",
@@ -128,9 +131,52 @@ def resolved(model: nn.Module) -> Plan:
     return make_plan(shapes, ordered, expressions, tuple(groups))
 
 
+def computed_sites(model: nn.Module) -> set[str]:
+    """The tied sites that are neither a parameter nor one with its axes permuted."""
+    sites = Sites(model)
+    found = set()
+    for group in sites.groups:
+        for key in group.resolved.expressions:
+            module, attr = group.places[key]
+            if computed(module.__dict__[LINKS][attr]):
+                found.add(sites.name(group.places[key]))
+    return found
+
+
+@dataclass(eq=False)
+class Reader:
+    """Where a parameter is: `seats` hold it, `modules` use its value; `covered` where a seat's
+    attribute shows another value than the parameter, computed from it.
+    """
+
+    parameter: nn.Parameter
+    seats: list[Place] = field(default_factory=list)
+    modules: list[nn.Module] = field(default_factory=list)
+    covered: bool = False
+
+
+def readers(model: nn.Module) -> list[Reader]:
+    """Where every parameter is held and used, for what must keep it with all of its uses."""
+    sites = Sites(model)
+    found: dict[nn.Parameter, Reader] = {}
+    for place in sites.places.values():
+        p = place.parameter
+        if p is not None:
+            reader = found.setdefault(p, Reader(p))
+            reader.seats.append(place)
+            reader.modules.append(place.module)
+            reader.covered |= place.attr in place.module.__dict__.get(LINKS, ())
+    for group in sites.groups:
+        held = dict(group.owner_parameters())
+        for key, e in group.resolved.expressions.items():
+            for owner in e.owners:
+                found[held[owner]].modules.append(group.places[key].module)
+    return list(found.values())
+
+
 def free_vector(model: nn.Module) -> Tensor:
     """All free values, flat, detached, in the order of `model.parameters()`."""
-    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    return torch.cat([full(p.detach()).reshape(-1) for p in model.parameters()])
 
 
 @torch.no_grad()
@@ -146,7 +192,7 @@ def set_free_vector(model: nn.Module, theta: Tensor) -> None:
     for p, piece in zip(
         parameters, torch.split(theta, [p.numel() for p in parameters]), strict=True
     ):
-        p.copy_(piece.reshape(p.shape))
+        put(p, piece.reshape(p.shape))
 
 
 @dataclass(frozen=True)
@@ -174,15 +220,22 @@ def counts(model: nn.Module) -> Counts:
     if isinstance(whole, LinearMap):
         rank = whole.rank
     else:
-        rank = whole.linearize(free_vector(model).to(torch.float64).cpu()).rank
+        split = any(map(is_split, model.parameters()))
+        theta = _generic(whole.in_shape) if split else free_vector(model)
+        rank = whole.linearize(theta.to(torch.float64).cpu()).rank
     return Counts(rank, numel(whole.in_shape), numel(whole.out_shape))
+
+
+def _generic(shape: Shape) -> Tensor:
+    """Some θ in general position, where a rank is asked for and no values are at hand."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def check(model: nn.Module) -> None:
     """Raise TieBroken, naming the tie, unless every tie of the model still holds.
 
-    Checked are: every owner is there, with its shape; the owners of one tie agree in dtype
-    and device; no derived site holds a parameter; every site can be read.
+    Checked are: every owner is there, with its shape; the owners of one tie agree in dtype,
+    device and requires_grad; no derived site holds a parameter; every site can be read.
     """
     sites = Sites(model)
     for group in sites.groups:
@@ -199,22 +252,27 @@ def check(model: nn.Module) -> None:
                     f"{what}: {names[key]!r} has shape {tuple(p.shape)}, its free values have "
                     f"{wanted}"
                 )
-        for attribute in ("dtype", "device"):
+        for attribute in ("dtype", "device", "requires_grad"):
             if len({getattr(p, attribute) for p in held.values()}) > 1:
                 raise TieBroken(f"{what}: its owners {list(held)} differ in {attribute}")
-        for key in group.resolved.expressions:
+        for key in group.bound:
             module, attr = group.places[key]
             link = module.__dict__.get(LINKS, {}).get(attr)
             if link is None or base_class(module) is type(module):
                 raise TieBroken(f"{what}: {names[key]!r} is no longer bound to it")
             if key not in held and module._parameters.get(attr) is not None:
                 raise TieBroken(f"{what}: {names[key]!r} holds a parameter of its own")
+            if any(map(is_split, held.values())):
+                continue  # the owners have their shapes; not gathered for this
             if tuple(link.compute().shape) != group.shapes[key]:
                 raise TieBroken(f"{what}: {names[key]!r} no longer has its shape")
 
 
 def explain(model: nn.Module, site: str) -> str:
-    """Where a site's value comes from, in words.
+    """Where a site's value comes from, in words: the owner, the maps on the way, the ties
+    that say so, and what was lately refused because of them.
+
+    Raises NoSuchSite.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     >>> import eadem
@@ -238,12 +296,15 @@ def explain(model: nn.Module, site: str) -> str:
         for o in used:
             owner = group.resolved.owners[o]
             through = "" if owner.source is None else f" through {_through(owner.source)}"
-            lines.append(f"  θ: {names[o]} {owner.shape}{through}")
+            theta = group.places[o].parameter
+            frozen = "" if theta is None or theta.requires_grad else ", frozen"
+            lines.append(f"  θ: {names[o]} {owner.shape}{through}{frozen}")
         lines += _constants(e)
         for bound in group.ties:
             d = by_name(bound, names)
             if name in d.names:
                 lines.append(f"  declared: {d}")
+        lines += [f"  refused: {why}" for why in group.refusals]
         return "\n".join(lines)
     if name in sites.aliases:
         return f"{name} is the same parameter as {sites.aliases[name]} (the model's own alias)"

@@ -19,24 +19,41 @@ from torch.nn.utils import parametrize
 
 from eadem._plan.site import parse
 from eadem.bind.group import LINKS, MARK, ORDER, Place, TieGroup
+from eadem.bind.split import refuse_split
 from eadem.errors import NoSuchSite, TieBroken, Unsupported, nearest
 from eadem.maps.base import Shape
 
-__all__ = ["Sites", "is_pattern", "match"]
+__all__ = ["Sites", "forget", "is_pattern", "match"]
+
+
+#: Attribute of a module class whose parameters, and those below it, carry no tie: the reason
+#: and the way out.
+UNSUPPORTED = "_eadem_unsupported"
 
 
 class _Registrations:
-    """Counts the modules and parameters that torch registers anywhere, so that a model need
-    not be walked again while nothing has been.
+    """Counts when torch registers modules or parameters anywhere, so that a model need not
+    be walked again while nothing has been.
     """
 
     def __init__(self) -> None:
-        self.count = 0
+        self._count = 0
+        self._more = False
         register_module_module_registration_hook(self._note)
         register_module_parameter_registration_hook(self._note)
 
     def _note(self, *args: Any) -> None:
-        self.count += 1
+        # Only written here: torch.compile would guard on a value that was read, and compile
+        # a forward that slices a ModuleList, as Llama's does, at every call.
+        self._more = True
+
+    @property
+    def count(self) -> int:
+        """A number that is another after every registration."""
+        if self._more:
+            self._more = False
+            self._count += 1
+        return self._count
 
 
 _registrations = _Registrations()
@@ -85,6 +102,11 @@ class _Walk:
 
 
 _walked: WeakKeyDictionary[nn.Module, _Walk] = WeakKeyDictionary()
+
+
+def forget(model: nn.Module) -> None:
+    """Walk a model again when it is next asked: it was changed behind torch's back."""
+    _walked.pop(model, None)
 
 
 class Sites:
@@ -311,9 +333,20 @@ class Sites:
             return common or [self.model]
         return self._scan.ancestors(p.module for p in places.values())
 
+    def bindable(self, names: Iterable[str]) -> None:
+        """Raise Unsupported where a module on the way to a place says it carries no tie."""
+        for name in names:
+            for module in self._chain(name) or self.modules:
+                why = getattr(type(module), UNSUPPORTED, None)
+                if why is not None:
+                    kind = type(module).__name__
+                    raise Unsupported(f"{name!r} is in the {kind} of another library: {why}")
+
     def supported(self, names: Iterable[str]) -> None:
         """Raise Unsupported where a place cannot carry a tie, or the places do not agree."""
         first: tuple[str, torch.Tensor] | None = None
+        names = list(names)
+        self.bindable(names)
         for name in names:
             module, attr = self[name]
             _supported_module(name, module)
@@ -324,6 +357,7 @@ class Sites:
                 )
                 if p is None:
                     continue
+            refuse_split([(name, p)], "a tie")
             if not (p.dtype.is_floating_point or p.dtype.is_complex):
                 raise Unsupported(
                     f"{name!r} holds {p.dtype}; a tie learns its values, so they must be "

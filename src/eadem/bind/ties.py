@@ -19,7 +19,7 @@ from eadem._plan import (
 )
 from eadem.bind.attach import attach, values_of
 from eadem.bind.begin import STARTS, Start, place_theta
-from eadem.bind.declared import alias_ties, by_name, note_residuals, resolve_ties
+from eadem.bind.declared import alias_ties, by_name, no_residuals, note_residuals, resolve_ties
 from eadem.bind.extend import extend
 from eadem.bind.group import BoundTie, TieGroup
 from eadem.bind.names import Sites, is_pattern, match
@@ -305,7 +305,7 @@ def _declaration(
 def _declare(index: Sites, wanted: Sequence[_Wanted], bound: Sequence[BoundTie]) -> None:
     """Resolve new declarations together with the ties they touch, then bind them."""
     for w in wanted:
-        if not isinstance(w.start, Tensor) and w.start not in STARTS:
+        if not isinstance(w.start, Tensor) and w.start not in (*STARTS, "empty"):
             raise ValueError(f"start={w.start!r} is not known; use one of {STARTS} or a tensor")
     names = dict.fromkeys(n for w in wanted for n in w.declaration.names)
     for name in names:
@@ -334,6 +334,8 @@ def _declare(index: Sites, wanted: Sequence[_Wanted], bound: Sequence[BoundTie])
     shapes = {n: index.shape(n) for n in involved}
     values = values_of(index, involved)
     cache: BoundMaps = {}
+    if any(w.start == "empty" for w in wanted):
+        no_residuals(everything)
     note_residuals(everything, shapes, values, cache)
     held = dict(values)
     for w in wanted:

@@ -20,6 +20,7 @@ from eadem.bind.attach import attach, values_of
 from eadem.bind.declared import alias_ties, by_name, resolve_ties
 from eadem.bind.group import BoundEntry, BoundTie
 from eadem.bind.names import Sites
+from eadem.bind.split import refuse_split
 from eadem.errors import NoSuchSite, nearest
 from eadem.maps.base import on_cpu
 from eadem.maps.view import ViewMap
@@ -57,6 +58,8 @@ def untie(model: nn.Module, *sites: str) -> nn.Module:
     for s in out:
         if s.name not in found:
             raise NoSuchSite(f"{s} is not tied; {nearest(s.name, found)}")
+    index.bindable(found)
+    refuse_split(((n, index[n].parameter) for n in found), "untying")
     values = values_of(index, found)
     kept: list[tuple[Declaration, BoundTie]] = []
     matched: set[Site] = set()
@@ -119,4 +122,5 @@ def twin(model: nn.Module) -> Any:
     >>> sum(p.numel() for p in twin(model).parameters())
     12
     """
+    refuse_split(model.named_parameters(), "an untied copy")
     return untie(copy.deepcopy(model))

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.nn import init
 
 from eadem._plan import first
+from eadem.bind.split import full, put
 from eadem.errors import TieBroken
 from eadem.maps.base import LinearMap, Map
-from eadem.maps.view import ViewMap
 
 if TYPE_CHECKING:
     from eadem._plan import Owner
     from eadem.bind.group import Link
 
-__all__ = ["SiteValue", "agree", "assign", "tolerance"]
+__all__ = ["SiteValue", "agree", "assign", "is_watched", "tolerance"]
 
 #: In-place operations that draw every value anew; what they draw need not satisfy the tie.
 _DRAWS = {
@@ -78,7 +78,7 @@ class SiteValue(Tensor):
         caller = sys._getframe(1).f_globals.get("__name__")
         initialises = init.__name__ in (caller, getattr(func, "__module__", None))
         with torch._C.DisableTorchFunctionSubclass():
-            watched = [a for a in _tensors((*args, *kwargs.values())) if _is_watched(a)]
+            watched = [a for a in _tensors((*args, *kwargs.values())) if is_watched(a)]
             before = [None if a.is_inference() else a._version for a in watched]
             name = getattr(func, "__name__", "")
             result = func(*args, **kwargs)
@@ -116,7 +116,8 @@ def _is_own(value: Tensor) -> bool:
     return bool(getattr(value, "_is_param", False))
 
 
-def _is_watched(value: Any) -> bool:
+def is_watched(value: Any) -> bool:
+    """Whether a tensor is a site's value that carries writes on to θ."""
     return type(value) is SiteValue and not _is_own(value)
 
 
@@ -158,7 +159,7 @@ def _write(link: Link, value: Tensor, drawn: bool) -> None:
     if plain.is_meta:
         return  # neither has values
     before = link.compute().detach()
-    roots = [o.values(p.detach()).reshape(-1) for (_, o), p in _owners(link)]
+    roots = [o.values(full(p.detach())).reshape(-1) for (_, o), p in _owners(link)]
     flat = torch.cat(roots) if roots else before.new_zeros(0)
     outer = link.expression.outer
     changed = (plain != before).reshape(-1)
@@ -168,7 +169,7 @@ def _write(link: Link, value: Tensor, drawn: bool) -> None:
     for ((key, owner), p), piece in zip(_owners(link), pieces, strict=True):
         own = piece.reshape(owner.roots)
         theta = own if owner.source is None else owner.source.lift(own)
-        thetas[key] = theta.reshape(p.shape).to(p)
+        thetas[key] = theta.reshape(p.shape).to(p.device, p.dtype)
     back = [o.values(thetas[k]).reshape(-1) for k, o in link.owners()]
     joined = torch.cat(back) if back else flat
     after = outer.expand(joined.reshape(outer.in_shape))
@@ -176,12 +177,14 @@ def _write(link: Link, value: Tensor, drawn: bool) -> None:
         ok, away = agree(plain.reshape(-1)[changed], after.reshape(-1)[changed])
         if not ok:
             _restore(plain, before)
-            raise TieBroken(
-                f"the values written at {link.key!r} do not satisfy its tie (largest "
-                f"difference {away:.3g}); write values that do, or untie the site first"
+            raise link.group.refuse(
+                TieBroken(
+                    f"the values written at {link.key!r} do not satisfy its tie (largest "
+                    f"difference {away:.3g}); write values that do, or untie the site first"
+                )
             )
     for (key, _), p in _owners(link):
-        p.copy_(thetas[key])
+        put(p, thetas[key])
     _restore(plain, after)
 
 
@@ -217,27 +220,24 @@ def assign(link: Link, value: Any, source: str | None = None) -> None:
     """`module.attr = value` at a derived site: θ takes the value, or it raises."""
     name = source or link.key
     if not isinstance(value, Tensor):
-        raise TieBroken(
-            f"{name!r} is tied and was assigned {type(value).__name__}; untie it first"
+        raise link.group.refuse(
+            TieBroken(
+                f"{name!r} is tied and was assigned {type(value).__name__}; untie it first"
+            )
         )
     if not isinstance(value, nn.Parameter) and (
         value.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(value)
     ):
-        raise TieBroken(
-            f"{name!r} is tied (its values come from "
-            f"{', '.join(link.expression.owners) or 'a constant'}); a value that is to be "
-            "differentiated cannot stand in for it. Give functional_call the free values by "
-            "their own names, or use eadem.twin(model)"
+        raise link.group.refuse(
+            TieBroken(
+                f"{name!r} is tied (its values come from "
+                f"{', '.join(link.expression.owners) or 'a constant'}); a value that is to be "
+                "differentiated cannot stand in for it. Give functional_call the free values "
+                "by their own names, or use eadem.twin(model)"
+            )
         )
     outer = link.expression.outer
-    equal = (
-        len(link.sources) == 1
-        and isinstance(outer, ViewMap)
-        and outer.view().is_identity
-        and link.sources[0][2].source is None
-        and link.sources[0][2].whole
-    )
-    if equal:
+    if link.same:
         module, attr, _ = link.sources[0]
         held = module._parameters[attr]
         if value is held:
@@ -247,24 +247,29 @@ def assign(link: Link, value: Any, source: str | None = None) -> None:
             return
     if tuple(value.shape) != link.shape:
         owners = ", ".join(link.expression.owners) or "a constant"
-        raise TieBroken(
-            f"{name!r} is tied (its values come from {owners}) and has shape {link.shape}; it "
-            f"was given shape {tuple(value.shape)}. Assign a tensor of its shape, resize the "
-            "owner, or untie it first"
+        raise link.group.refuse(
+            TieBroken(
+                f"{name!r} is tied (its values come from {owners}) and has shape {link.shape}; "
+                f"it was given shape {tuple(value.shape)}. Assign a tensor of its shape, "
+                "resize the owner, or untie it first"
+            )
         )
-    known = first(link.group.resolved, {link.key: value.detach()}, _held(link))
-    thetas = {k: known.thetas[k].to(p) for (k, _), p in _owners(link)}
+    value = full(value.detach())
+    known = first(link.group.resolved, {link.key: value}, _held(link))
+    thetas = {k: known.thetas[k].to(p.device, p.dtype) for (k, _), p in _owners(link)}
     roots = [o.values(thetas[k]).reshape(-1) for k, o in link.owners()]
     joined = torch.cat(roots) if roots else value.new_zeros(0)
-    ok, away = agree(value.detach(), outer.expand(joined.reshape(outer.in_shape)))
+    ok, away = agree(value, outer.expand(joined.reshape(outer.in_shape)))
     if not ok:
-        raise TieBroken(
-            f"the values given to {name!r} do not satisfy its tie (largest difference "
-            f"{away:.3g}); give values that do, or untie the site first"
+        raise link.group.refuse(
+            TieBroken(
+                f"the values given to {name!r} do not satisfy its tie (largest difference "
+                f"{away:.3g}); give values that do, or untie the site first"
+            )
         )
     for (key, _), p in _owners(link):
-        p.copy_(thetas[key])
+        put(p, thetas[key])
 
 
 def _held(link: Link) -> dict[str, Tensor]:
-    return {k: p.detach() for k, p in link.group.owner_parameters()}
+    return {k: full(p.detach()) for k, p in link.group.owner_parameters()}

@@ -1,1 +1,3 @@
-"""What keeps ties where another library saves, loads or moves a model: one file a library."""
+"""What keeps ties where another library saves, loads, splits or changes a model: one file a
+library, which imports it on use.
+"""

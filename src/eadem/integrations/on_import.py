@@ -18,6 +18,11 @@ __all__ = ["FOLLOWED", "watch"]
 
 #: By the module whose import is waited for: the file that knows what to do then.
 FOLLOWED = {
+    "keras.src.backend.torch.layer": "eadem.integrations.keras",
+    "peft": "eadem.integrations.peft",
+    "torchao.quantization.quant_api": "eadem.integrations.torchao",
+    "torch": "eadem.integrations.torch_quantization",
+    "torch.ao.quantization.quantize_fx": "eadem.integrations.torch_quantization",
     "accelerate.big_modeling": "eadem.integrations.accelerate",
     "transformers.modeling_utils": "eadem.integrations.transformers",
 }
@@ -40,7 +45,7 @@ class _Finder(MetaPathFinder):
                 loader = spec.loader
                 if loader is not None and hasattr(loader, "exec_module"):
                     # on this one loader object: its class, and what it else offers, stay
-                    loader.exec_module = _then(loader.exec_module, name)  # type: ignore
+                    loader.exec_module = _then(loader.exec_module, name)  # type: ignore[method-assign, assignment]
                 return spec
         return None
 
@@ -60,9 +65,9 @@ def _follow(name: str) -> None:
     except (AttributeError, ImportError, TypeError, ValueError) as error:
         # the program may tie nothing: its import of the library must not fail
         warnings.warn(
-            f"Eadem does not know this version of {library} ({error}): ties are not kept when "
-            f"{library} saves or loads a model. Use eadem.save and eadem.load, or a version of "
-            f"{library} that the extra eadem[hf] names",
+            f"Eadem does not know this version of {library} ({error}): ties are not kept where "
+            f"{library} changes, saves or loads a model. Use eadem.save and eadem.load, or a "
+            f"version of {library} that the extra eadem[hf] names",
             stacklevel=2,
         )
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -97,16 +97,18 @@ class Constant:
     """A tensor that belongs to a map: a CPU master and copies where it was needed.
 
     It is no buffer, so casting, `to_empty` and `load_state_dict` leave it alone. Copies of a
-    map share the master; pickling drops the copies on other devices.
+    map share the master; pickling drops the copies, and makes those on the CPU again.
     """
 
     __slots__ = ("copies", "master")
 
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, value: Tensor, dtypes: Iterable[torch.dtype] = ()) -> None:
         with outside():
             master = value.detach().cpu().contiguous()
             self.master = master.clone() if master.is_inference() else master
         self.copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        for dtype in dtypes:
+            self.on(self.master.device, dtype)
 
     def on(self, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
         """The value on `device`, in `dtype` (its own by default)."""
@@ -128,7 +130,8 @@ class Constant:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Constant, (self.master,))
+        here = [dtype for device, dtype in self.copies if device == self.master.device]
+        return (Constant, (self.master, here))
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,6 +32,18 @@ __all__ = ["from_spec", "importable", "to_spec"]
 _ROOMS = (algebra, base, dense, index, nonlinear, simplex, structured, view)
 _OWN = tuple(room.__name__ for room in _ROOMS)
 
+#: What a record may name of torch: functions of a tensor alone, value by value. Others read
+#: files, set the state of the process, or take memory that a file should not decide on.
+_OF_TORCH = set(
+    """
+    abs acos acosh arccos arccosh arcsin arcsinh arctan arctanh asin asinh atan atanh celu cos
+    cosh deg2rad digamma elu erf erfc erfinv exp exp2 expm1 gelu hardshrink hardsigmoid
+    hardswish hardtanh leaky_relu lgamma log log10 log1p log2 logit logsigmoid mish neg negative
+    positive rad2deg reciprocal relu relu6 rsqrt selu sigmoid sign silu sin sinc sinh softplus
+    softshrink softsign sqrt square tan tanh tanhshrink
+    """.split()  # noqa: SIM905  (a list of 60 strings reads worse)
+)
+
 
 def to_spec(phi: Map) -> dict[str, Any]:
     """The map as {"kind", "args"}: JSON-ready, except that tensors stay tensors.
@@ -72,7 +84,8 @@ def importable(f: Callable[..., Any]) -> str | None:
     name = getattr(f, "__name__", "")
     for module in ("torch", "torch.nn.functional", getattr(f, "__module__", None)):
         if module and name and _reach(module, name) is f and not _standard(module):
-            return f"{module}:{name}"
+            ours = module.partition(".")[0] != "torch"
+            return f"{module}:{name}" if ours or name in _OF_TORCH else None
     return None
 
 
@@ -96,8 +109,8 @@ def _encode(value: Any, phi: Map, name: str) -> Any:
     found = importable(value) if callable(value) else None
     if found is None:
         cure = (
-            "define it at the top of a module"
-            if isinstance(value, FunctionType)
+            "define it, or a function that calls it, at the top of a module"
+            if isinstance(value, FunctionType | BuiltinFunctionType)
             else "use numbers, strings, tuples, tensors or maps"
         )
         raise RecordError(
@@ -169,6 +182,12 @@ def _function(name: str) -> Callable[..., Any]:
     if module not in sys.modules:
         raise RecordError(f"a recorded map uses {name}; import {module} first, then load again")
     found: Callable[..., Any] = _reach(module, short)
-    if not isinstance(found, FunctionType | BuiltinFunctionType) or importable(found) != name:
-        raise RecordError(f"a recorded map uses {name}, but {module} defines no such function")
-    return found
+    if isinstance(found, FunctionType | BuiltinFunctionType):
+        if importable(found) == name:
+            return found
+        if module.partition(".")[0] == "torch":
+            raise RecordError(
+                f"a record may name functions of torch that act value by value, not {name}; "
+                "call it in a function of your own, at the top of a module"
+            )
+    raise RecordError(f"a recorded map uses {name}, but {module} defines no such function")

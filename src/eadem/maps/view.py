@@ -77,7 +77,8 @@ class View:
         flips = [False] * len(self.perm)
         for i, p in enumerate(self.perm):
             perm[p], flips[p] = i, self.flips[i]
-        return View(tuple(perm), tuple(flips), 1 / self.scale, -self.shift / self.scale)
+        shift = 0.0 - self.shift / self.scale  # never −0.0: equal views are written alike
+        return View(tuple(perm), tuple(flips), 1 / self.scale, shift)
 
     def shape(self, in_shape: Sequence[int]) -> Shape:
         """The shape of W for θ of `in_shape`."""

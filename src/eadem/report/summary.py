@@ -18,26 +18,25 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from pathlib import Path
 
 import torch
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
-from safetensors import safe_open
 from torch import nn
 
 from eadem._plan import Plan
 from eadem.bind import resolved
+from eadem.errors import RecordError
 from eadem.maps import LinearMap
 from eadem.report.numbers import count, ratio
 from eadem.report.sites import map_texts
-from eadem.store import apply, read_record
+from eadem.store import apply
+from eadem.store.checkpoint import Checkpoint, checkpoint, recorded_arrays
 
-__all__ = ["GroupRow", "Summary", "summary", "summary_of_file"]
+__all__ = ["GroupRow", "Summary", "summary", "summary_of_file", "summary_of_record"]
 
 _SHOWN = 8
-_ARRAY = "eadem/"
 _REAL = ("F64", "F32", "F16", "BF16")
 
 
@@ -160,20 +159,23 @@ def summary_of_file(path: str | os.PathLike[str]) -> Summary:
     A file does not say which of its tensors are buffers: those of floating point count as
     untied parameters. Raises RecordError where the file is not one of Eadem's.
     """
-    found = read_record(path)
-    shapes = {name: tuple(shape) for name, shape in found["sites"].items()}
-    arrays = {}
-    with safe_open(str(path), framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118  (the file is no mapping)
-            if key.startswith(_ARRAY):
-                arrays[key.removeprefix(_ARRAY)] = file.get_tensor(key)
-            elif key not in shapes and file.get_slice(key).get_dtype() in _REAL:
-                shapes[key] = tuple(file.get_slice(key).get_shape())
+    found = checkpoint(path, equal=False)
+    if found.record is None:
+        raise RecordError(f"{path} has no record of ties: it was not written by eadem.save")
+    return summary_of_record(found)
+
+
+def summary_of_record(found: Checkpoint) -> Summary:
+    """The same for a checkpoint with a record. Raises RecordError where they do not fit."""
+    assert found.record is not None
+    shapes = {name: tuple(shape) for name, shape in found.record["sites"].items()}
+    for t in found.tensors:
+        if t.name not in shapes and t.dtype in _REAL:
+            shapes[t.name] = t.shape
     model = _skeleton(shapes)
-    if found["ties"]:
-        apply(model, found, arrays)
-    made = summary(model)
-    return replace(made, title=Path(path).name)
+    if found.record["ties"]:
+        apply(model, found.record, recorded_arrays(found))
+    return replace(summary(model), title=found.path.name)
 
 
 def _skeleton(shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:

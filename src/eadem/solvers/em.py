@@ -10,13 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from eadem.errors import ShapeError
 from eadem.maps.base import LinearMap
+from eadem.solvers._reduce import agreed, pooled
 from eadem.solvers.solution import Solution, SolverError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["em", "m_step"]
 
@@ -31,6 +36,7 @@ def em(
     *,
     tolerance: float = 1e-12,
     max_iterations: int = 1000,
+    group: ProcessGroup | None = None,
 ) -> Solution:
     """The θ of greatest likelihood by EM (Baum et al. 1970; Dempster, Laird & Rubin 1977).
 
@@ -39,8 +45,11 @@ def em(
     times the log-likelihood. The solution's `objective` is the log-likelihood, which never
     falls; its `gradient` at the sites is c/p (Fisher's identity).
 
+    With `group`, the data are spread over its processes: each calls `em` with the same plan
+    and start, and an `e_step` of its own data; all get one solution. Counts travel pooled.
+
     Raises SolverError if the log-likelihood falls, which says that the counts are not those
-    of the log-likelihood, and if the start is not positive.
+    of the log-likelihood, if the start is not positive, and if processes start differently.
 
     >>> from eadem.maps.simplex import SumToOne
     >>> coin = SumToOne().bind((2,))
@@ -50,15 +59,18 @@ def em(
     tensor([0.7500, 0.2500], dtype=torch.float64)
     """
     theta = theta.detach().to(torch.float64)
-    matrix = plan.dense()
+    agreed(theta, group)
+    rows = _Rows.of(plan)
     start = plan.expand(theta)
-    _check_start(start.reshape(-1), _held(start.reshape(-1), matrix))
-    likelihood, counts = e_step(start)
+    _check_start(start.reshape(-1), rows.held(start.reshape(-1)))
+    local = e_step(start)
+    likelihood, counts = _pooled(plan, rows, local, group)
     history = [likelihood]
     converged, message = False, f"stopped after {max_iterations} iterations"
     for _ in range(max_iterations):
-        proposal = _maximise(plan, matrix, counts, theta)
-        reached, new_counts = e_step(plan.expand(proposal))
+        proposal = _maximise(plan, rows, counts, theta)
+        proposed = e_step(plan.expand(proposal))
+        reached, new_counts = _pooled(plan, rows, proposed, group)
         slack = 1e-12 * max(1.0, abs(likelihood))
         if reached < likelihood - slack:
             raise SolverError(
@@ -69,13 +81,13 @@ def em(
             converged, message = True, "no step raises the log-likelihood in float64"
             break
         gain = reached - likelihood
-        theta, likelihood, counts = proposal, reached, new_counts
+        theta, likelihood, counts, local = proposal, reached, new_counts, proposed
         history.append(likelihood)
         if gain <= tolerance * max(1.0, abs(likelihood)):
             converged, message = True, f"the last step gained {gain:.1e}"
             break
     p = plan.expand(theta).reshape(-1)
-    flat = counts.reshape(-1)
+    flat = pooled(local[1], group).reshape(-1)
     return Solution(
         theta=theta,
         values=p,
@@ -101,7 +113,57 @@ def m_step(plan: LinearMap, counts: Tensor, theta: Tensor) -> Tensor:
     >>> die.expand(m_step(die, c, torch.zeros(2, dtype=torch.float64))) * 8
     tensor([1.0000, 2.0000, 5.0000], dtype=torch.float64)
     """
-    return _maximise(plan, plan.dense(), counts, theta.detach().to(torch.float64))
+    rows = _Rows.of(plan)
+    _, found = _pooled(plan, rows, (0.0, counts), None)
+    return _maximise(plan, rows, found, theta.detach().to(torch.float64))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The distinct rows of [φ | b]: sites of one row are one probability, whatever θ is, so
+    their counts are one count.
+    """
+
+    matrix: Tensor  # (rows, free)
+    first: Tensor  # (rows,): the first site of each
+    row: Tensor  # (sites,): the row of each site
+
+    @staticmethod
+    def of(plan: LinearMap) -> _Rows:
+        matrix = plan.dense()
+        shift = matrix.new_zeros(len(matrix)) if plan.offset is None else plan.offset
+        joined = torch.cat([matrix, shift.reshape(-1, 1).to(matrix)], 1)
+        _, row = torch.unique(joined, dim=0, return_inverse=True)
+        n = row.numel()
+        at = torch.full((int(row.max()) + 1 if n else 0,), n)
+        at = at.scatter_reduce(0, row, torch.arange(n), "amin")
+        first, order = at.sort()
+        return _Rows(matrix[first], first, order.argsort()[row])
+
+    def pool(self, values: Tensor) -> Tensor:
+        """The sum of the sites' values in each row: (sites,) → (rows,)."""
+        return values.new_zeros(self.first.numel()).index_add(0, self.row, values)
+
+    def held(self, p: Tensor) -> Tensor:
+        """Which sites the plan holds at zero."""
+        return ((p[self.first] == 0) & (self.matrix == 0).all(dim=1))[self.row]
+
+
+def _pooled(
+    plan: LinearMap, rows: _Rows, local: tuple[float, Tensor], group: ProcessGroup | None
+) -> tuple[float, Tensor]:
+    """The log-likelihood and each row's counts, of all processes' data."""
+    likelihood, counts = local
+    if tuple(counts.shape) != plan.out_shape:
+        raise ShapeError(
+            f"the plan has sites of shape {plan.out_shape}; got counts of {tuple(counts.shape)}"
+        )
+    c = counts.detach().to(torch.float64).reshape(-1)
+    wrong = float((~(c >= 0) | torch.isinf(c)).sum())
+    found = pooled(torch.cat([c.new_tensor([likelihood, wrong]), rows.pool(c)]), group)
+    if float(found[1]):
+        raise SolverError("counts must be finite and not negative")
+    return float(found[0]), found[2:]
 
 
 @dataclass(frozen=True)
@@ -115,19 +177,20 @@ class _Objective:
         return float((self.counts * p[self.live].log()).sum())
 
 
-def _maximise(plan: LinearMap, matrix: Tensor, counts: Tensor, theta: Tensor) -> Tensor:
-    if tuple(counts.shape) != plan.out_shape or tuple(theta.shape) != plan.in_shape:
+def _maximise(plan: LinearMap, rows: _Rows, counts: Tensor, theta: Tensor) -> Tensor:
+    """The θ of greatest Σ c·log p; `counts` (rows,)."""
+    if tuple(theta.shape) != plan.in_shape:
         raise ShapeError(
             f"the plan takes {plan.in_shape} free values to {plan.out_shape} sites; got θ of "
-            f"{tuple(theta.shape)} and counts of {tuple(counts.shape)}"
+            f"{tuple(theta.shape)}"
         )
     p = plan.expand(theta).reshape(-1)
-    c = counts.detach().to(torch.float64).reshape(-1)
-    held = _held(p, matrix)
+    held = rows.held(p)
     _check_start(p, held)
-    _check_counts(c, held)
+    held, p = held[rows.first], p[rows.first]
+    _check_counts(counts, held, rows.first)
     live = ~held
-    phi, c = matrix[live], c[live]
+    phi, c = rows.matrix[live], counts[live]
     objective = _Objective(c, live)
     floor = COUNT_FLOOR * float(c.mean()) if c.numel() else 0.0
     lifted = torch.where(c > floor, c, floor)
@@ -145,9 +208,9 @@ def _maximise(plan: LinearMap, matrix: Tensor, counts: Tensor, theta: Tensor) ->
             # The Hessian is constant within 25 %, so a full step gains and, where little is
             # left, leaves the square of the error.
             flat = flat + step
-            p = plan.expand(flat.reshape(theta.shape)).reshape(-1)
+            p = plan.expand(flat.reshape(theta.shape)).reshape(-1)[rows.first]
         elif not done:
-            found = _search(plan, barrier, flat.reshape(theta.shape), p, step, change)
+            found = _search(plan, rows, barrier, flat.reshape(theta.shape), p, step, change)
             if found is None:
                 break
             flat, p = found
@@ -158,6 +221,7 @@ def _maximise(plan: LinearMap, matrix: Tensor, counts: Tensor, theta: Tensor) ->
 
 def _search(
     plan: LinearMap,
+    rows: _Rows,
     objective: _Objective,
     theta: Tensor,
     p: Tensor,
@@ -169,7 +233,7 @@ def _search(
     length = 1.0 if worst > -0.99 else -0.99 / worst
     while length > 1e-12:
         trial = theta + length * step.reshape(theta.shape)
-        trial_p = plan.expand(trial).reshape(-1)
+        trial_p = plan.expand(trial).reshape(-1)[rows.first]
         if bool((trial_p[objective.live] > 0).all()) and objective(trial_p) > value:
             return trial.reshape(-1), trial_p
         length *= 0.5
@@ -179,11 +243,6 @@ def _search(
 def _least_squares(matrix: Tensor, target: Tensor) -> Tensor:
     solved: Tensor = torch.linalg.lstsq(matrix, target.unsqueeze(1), driver="gelsd").solution
     return solved.squeeze(1)
-
-
-def _held(p: Tensor, matrix: Tensor) -> Tensor:
-    """Which coordinates the plan holds at zero."""
-    return (p == 0) & (matrix == 0).all(dim=1)
 
 
 def _check_start(p: Tensor, held: Tensor) -> None:
@@ -196,12 +255,10 @@ def _check_start(p: Tensor, held: Tensor) -> None:
         )
 
 
-def _check_counts(c: Tensor, held: Tensor) -> None:
-    if bool((c < 0).any()) or not bool(torch.isfinite(c).all()):
-        raise SolverError("counts must be finite and not negative")
+def _check_counts(c: Tensor, held: Tensor, site: Tensor) -> None:
     lost = (held & (c > 0)).nonzero().reshape(-1)
     if lost.numel():
         raise SolverError(
-            f"coordinate {int(lost[0])} is held at zero by the plan but has "
+            f"coordinate {int(site[lost[0]])} is held at zero by the plan but has "
             f"{float(c[lost[0]])!r} counts: the data contradict the plan"
         )

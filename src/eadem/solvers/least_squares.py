@@ -8,14 +8,18 @@ at the current θ: J_θ = J_W φ. A tie is nowhere else in the method.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from eadem.errors import ShapeError
 from eadem.maps.base import Map, numel
+from eadem.solvers._reduce import agreed, pooled, stacked
 from eadem.solvers.solution import Solution, SolverError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["least_squares"]
 
@@ -27,6 +31,7 @@ def least_squares(
     *,
     tolerance: float = 1e-10,
     max_iterations: int = 200,
+    group: ProcessGroup | None = None,
 ) -> Solution:
     """The θ of least χ² = ‖residual(plan.expand(θ))‖², from the start `theta`.
 
@@ -36,6 +41,10 @@ def least_squares(
     scaled by the largest column norms seen (Moré 1978) and moved by the gain ratio (Nielsen
     1999). Converged when the residual is orthogonal to every column of J_θ within `tolerance`
     (the largest cosine), or when neither θ nor χ² can still move in float64.
+
+    With `group`, the data are spread over its processes: each calls `least_squares` with the
+    same plan and start, and the `residual` of its own data; all get one solution. What travels
+    are the triangular factors of [J_θ r], whose squares are the normal equations.
 
     The solution's `objective` is χ²; its `gradient` −J_Wᵀr and `information` J_WᵀJ_W are those
     of the log-likelihood −χ²/2 at the sites.
@@ -54,14 +63,14 @@ def least_squares(
             f"the plan's free values have shape {plan.in_shape}, but the start has "
             f"{tuple(theta.shape)}; start from plan.lift(values)"
         )
-    problem = _Problem(plan, residual)
-    r, jacobian_w = problem.at(theta)
-    chi2 = float(r @ r)
+    agreed(theta, group)
+    problem = _Problem(plan, residual, group)
+    chi2, own, jacobian_w = problem.at(theta)
     history, damping, growth = [chi2], 1e-3, 2.0
     scale = torch.zeros(numel(plan.in_shape), dtype=torch.float64)
     converged, message = False, f"stopped after {max_iterations} iterations"
     for _ in range(max_iterations):
-        jacobian = problem.pull(jacobian_w, theta)
+        jacobian, r = problem.pull(jacobian_w, own, theta)
         norms = jacobian.norm(dim=0)
         scale = torch.maximum(scale, norms)
         gradient = jacobian.T @ r
@@ -75,8 +84,7 @@ def least_squares(
             trial = theta + step.reshape(theta.shape)
             if bool((trial == theta).all()):
                 break
-            trial_r = problem.residual(trial)
-            trial_chi2 = float(trial_r @ trial_r)
+            trial_chi2 = problem.chi2(problem.residual(trial))
             predicted = float((jacobian @ step) @ (jacobian @ step)) + 2.0 * damping * float(
                 (scale * step) @ (scale * step)
             )
@@ -93,8 +101,7 @@ def least_squares(
             converged, message = True, "no step lowers χ² further in float64"
             break
         theta = trial
-        r, jacobian_w = problem.at(theta)
-        chi2 = float(r @ r)
+        chi2, own, jacobian_w = problem.at(theta)
         history.append(chi2)
     return Solution(
         theta=theta,
@@ -103,16 +110,18 @@ def least_squares(
         history=tuple(history),
         converged=converged,
         message=message,
-        gradient=-(jacobian_w.T @ r),
-        information=jacobian_w.T @ jacobian_w,
+        gradient=-pooled(jacobian_w.T @ own, group),
+        information=pooled(jacobian_w.T @ jacobian_w, group),
     )
 
 
 class _Problem:
     """The residual at θ, and its Jacobian at the sites."""
 
-    def __init__(self, plan: Map, residual: Callable[[Tensor], Tensor]) -> None:
-        self.plan, self.function = plan, residual
+    def __init__(
+        self, plan: Map, residual: Callable[[Tensor], Tensor], group: ProcessGroup | None
+    ) -> None:
+        self.plan, self.function, self.group = plan, residual, group
 
     def _flat(self, values: Tensor) -> Tensor:
         return self.function(values.reshape(self.plan.out_shape)).reshape(-1)
@@ -121,11 +130,17 @@ class _Problem:
         with torch.no_grad():
             return self._flat(self.plan.expand(theta))
 
-    def at(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """The residual (m,) and J_W (m, sites)."""
+    def chi2(self, r: Tensor) -> float:
+        """‖r‖² over the data of all processes."""
+        return float(pooled(r @ r, self.group))
+
+    def at(self, theta: Tensor) -> tuple[float, Tensor, Tensor]:
+        """χ², and of the data here the residual (m,) and J_W (m, sites)."""
         values = self.plan.expand(theta).reshape(-1).detach()
         r = self.residual(theta)
-        if not bool(torch.isfinite(r).all()):
+        wrong = (~torch.isfinite(r)).sum()
+        chi2, lost = pooled(torch.stack([r @ r, wrong.to(r)]), self.group).tolist()
+        if lost:
             raise SolverError(
                 "the residual is not finite at these values of the sites: "
                 f"{values.tolist()[:8]}; start elsewhere or bound the parameters"
@@ -133,11 +148,19 @@ class _Problem:
         columns_first = values.numel() <= r.numel()
         differentiate: Any = torch.func.jacfwd if columns_first else torch.func.jacrev
         jacobian: Tensor = differentiate(self._flat)(values)
-        return r, jacobian.detach()
+        return chi2, r, jacobian.detach()
 
-    def pull(self, jacobian_w: Tensor, theta: Tensor) -> Tensor:
-        """J_θ = J_W φ (m, free)."""
-        return jacobian_w @ self.plan.linearize(theta).dense()
+    def pull(self, jacobian_w: Tensor, r: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """J_θ = J_W φ (m, free) and r (m,); of all processes, their triangular factors."""
+        jacobian = jacobian_w @ self.plan.linearize(theta).dense()
+        if self.group is None:
+            return jacobian, r
+        joined = torch.cat([jacobian, r.unsqueeze(1)], 1)
+        rows = torch.zeros(2 * [joined.shape[1]], dtype=torch.float64)
+        upper = torch.linalg.qr(joined, mode="r").R
+        rows[: upper.shape[0]] = upper
+        everyone = stacked(rows, self.group)
+        return everyone[:, :-1], everyone[:, -1]
 
 
 def _step(jacobian: Tensor, r: Tensor, damping: Tensor) -> Tensor:
