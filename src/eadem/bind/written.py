@@ -251,8 +251,8 @@ def refuse_swap(link: Link) -> None:
         TieBroken(
             f"functional_call was given a value for {link.key!r}, which is tied (its values "
             f"come from {', '.join(link.expression.owners) or 'a constant'}); give it the free "
-            "values by their own names, or use eadem.twin(model), which takes a value for every "
-            "site"
+            "values by their own names, or use eadem.twin(model), which takes a value for "
+            "every site"
         )
     )
 
