@@ -85,10 +85,12 @@ def _save_pretrained(method: Callable[..., Any], model: Any, *args: Any, **kwarg
             return method(**given, **rest)
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
+        kind = quantizer.quantization_config.quant_method
         raise Unsupported(
-            f"the model is quantised ({quantizer.quantization_config.quant_method}) and tied "
-            f"({_some(Sites(model))}), and a folder describes one of both; untie it first with "
-            "eadem.untie(model), or save it with eadem.save(model, path)"
+            f"the model is quantised ({getattr(kind, 'value', kind)}) and tied "
+            f"({_some(Sites(model))}), and a folder describes one of both; load it "
+            "dequantised, untie it with eadem.untie(model), or save it with "
+            "eadem.save(model, path)"
         )
     found, arrays = store.record_and_arrays(model)
     given["state_dict"] = {
@@ -567,4 +569,5 @@ def _skeleton(model: nn.Module) -> Any:
 
 
 def _some(sites: Sites) -> str:
-    return ", ".join(n for g in sites.groups for n in list(sites.named(g).values())[:2])
+    names = [n for g in sites.groups for n in list(sites.named(g).values())[:2]]
+    return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
