@@ -288,12 +288,20 @@ class Link:
         return wholes(self, thetas)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in self.__slots__ if k not in ("direct", "same")}
+        state = {k: getattr(self, k) for k in self.__slots__ if k not in ("direct", "same")}
+        held = [m._parameters.get(a) for m, a, _ in self.sources]
+        return state | {"dtypes": [None if p is None else p.dtype for p in held]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        dtypes = state.pop("dtypes")
         for k, v in state.items():
             setattr(self, k, v)
         self.ready()
+        if self._constants and dtypes and None not in dtypes:
+            # the parameters may not be there yet: their constants are made all the same
+            with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+                for dtype, (_, _, owner) in zip(dtypes, self.sources, strict=True):
+                    owner.values(torch.zeros(owner.shape, dtype=dtype))
 
 
 _living: WeakSet[TieGroup] = WeakSet()
