@@ -1,5 +1,5 @@
-"""Runs `distributed_worker.py` under torchrun, once for all tests and all workers of pytest, and
-hands out what its processes found.
+"""Runs `distributed_worker.py` under torchrun, once for all tests and all workers of pytest,
+and hands out what its processes found.
 """
 
 from __future__ import annotations
