@@ -3,6 +3,10 @@
 from .fill import fill as fill
 from .fill import loads_by_itself as loads_by_itself
 from .fill import undone_on_error as undone_on_error
+from .function import at_sites as at_sites
+from .function import site_coordinates as site_coordinates
+from .function import trainable as trainable
+from .function import without as without
 from .load import ARRAYS as ARRAYS
 from .look import Counts as Counts
 from .look import Reader as Reader

@@ -16,7 +16,16 @@ from torch import Tensor
 from eadem.errors import EademError, TooLarge
 from eadem.maps.base import DENSE_LIMIT, LinearMap, numel
 
-__all__ = ["ChiSquare", "EvidenceError", "ScoreResult", "score_statistic"]
+__all__ = [
+    "ChiSquare",
+    "EvidenceError",
+    "NullFit",
+    "Projection",
+    "ScoreResult",
+    "chi_square",
+    "sandwich",
+    "score_statistic",
+]
 
 #: Directions whose information, in units of the sites' own, is below this are unidentified.
 IDENTIFIED = 1e-9
@@ -109,46 +118,104 @@ def score_statistic(
     >>> result.expected_change.round(decimals=6)
     tensor([-10.,  10.], dtype=torch.float64)
     """
-    n = _check(null, alternative, release)
-    g = _as(gradient, (n,), "the gradient")
-    info = _symmetric(information, n, "the information")
-    unit = info.diagonal().abs().sqrt()
-    unit = torch.where(unit > 0, unit, 1.0)
-    info = info / unit / unit.unsqueeze(1)
-    tied = _range(unit.unsqueeze(1) * null.dense())
-    released = _released(tied, unit, alternative, release)
-    across = info @ tied
-    inverse, loose = _pseudo_inverse(tied.T @ across)
-    # Cᵀ: each released direction, less what the tied parameters do to make up for it.
-    effective = released - tied @ (inverse @ (across.T @ released))
-    pulled = tied.T @ (g / unit)
-    stationarity = float(pulled @ inverse @ pulled)
-    u = effective.T @ (g / unit)
-    v = effective.T @ info @ effective
-    values, vectors = torch.linalg.eigh((v + v.T) / 2)
-    kept = values > IDENTIFIED
-    directions = effective @ vectors
-    notes = _notes(values, kept, stationarity, float(((loose.T @ pulled) ** 2).sum()))
-    root = values[kept].rsqrt()
-    along = directions[:, kept] * root  # unit information, uncorrelated
-    z = along.T @ (g / unit)
-    lost = directions[:, ~kept] / unit.unsqueeze(1)
-    robust = None
+    _check(null, alternative, release)
+    fit = NullFit(null, information)
+    columns = fit.directions(alternative, release)
+    found = fit.project(gradient, columns)
+    robust, notes = None, list(found.notes)
     if middle is not None:
-        b = _symmetric(middle, n, "the middle matrix") / unit / unit.unsqueeze(1)
-        robust = _sandwich(along.T @ b @ along, z, notes)
-    return ScoreResult(
-        **vars(_chi_square(float(z @ z), z.numel())),
-        expected_change=((along @ z) / unit).reshape(null.out_shape),
-        stderr=(along.norm(dim=1) / unit).reshape(null.out_shape),
-        unidentified=lost / lost.norm(dim=0).clamp(min=1e-300),
-        stationarity=stationarity,
-        robust=robust,
-        notes=tuple(notes if u.numel() else [*notes, "there is nothing to release"]),
-    )
+        b = _symmetric(middle, fit.n, "the middle matrix")
+        robust = sandwich(found.along.T @ b @ found.along, found.z, notes)
+    return found.result(robust, notes)
 
 
-def _check(null: LinearMap, alternative: LinearMap | None, release: Tensor | None) -> int:
+@dataclass(frozen=True)
+class Projection:
+    """The gradient at a tied fit, along what is released and identified.
+
+    `along` (n, df): the directions C, in site coordinates, combined so that `z` = alongᵀg
+    (df,) has unit variance under the model. `lost` (n, k): released directions that the data
+    do not identify. `shape`: that of the sites' values.
+    """
+
+    along: Tensor
+    z: Tensor
+    lost: Tensor
+    stationarity: float
+    notes: tuple[str, ...]
+    shape: tuple[int, ...]
+
+    def result(self, robust: ChiSquare | None, notes: list[str]) -> ScoreResult:
+        """The verdict."""
+        return ScoreResult(
+            **vars(chi_square(float(self.z @ self.z), self.z.numel())),
+            expected_change=(self.along @ self.z).reshape(self.shape),
+            stderr=self.along.norm(dim=1).reshape(self.shape),
+            unidentified=self.lost,
+            stationarity=self.stationarity,
+            robust=robust,
+            notes=tuple(notes),
+        )
+
+
+class NullFit:
+    """A tied fit's map and information, prepared once for any number of releases.
+
+    Raises TooLarge above DENSE_LIMIT sites.
+    """
+
+    def __init__(self, null: LinearMap, information: Tensor) -> None:
+        self.shape, n = null.out_shape, numel(null.out_shape)
+        if n > DENSE_LIMIT:
+            raise TooLarge(f"a score test over {n} sites; the dense one takes {DENSE_LIMIT}")
+        self.n = n
+        info = _symmetric(information, n, "the information")
+        unit = info.diagonal().abs().sqrt()
+        self.unit = torch.where(unit > 0, unit, 1.0)
+        self.info = info / self.unit / self.unit.unsqueeze(1)
+        self.tied = _range(self.unit.unsqueeze(1) * null.dense())
+        self.across = self.info @ self.tied
+        self.inverse, self.loose = _pseudo_inverse(self.tied.T @ self.across)
+
+    @property
+    def identified(self) -> int:
+        """The number of free values that the data identify: rank(φᵀIφ)."""
+        return self.tied.shape[1] - self.loose.shape[1]
+
+    def directions(
+        self, alternative: LinearMap | None = None, release: Tensor | None = None
+    ) -> Tensor:
+        """Orthonormal directions, in scaled sites, that complete range(φ) to what is let go."""
+        return _released(self.tied, self.unit, alternative, release)
+
+    def project(self, gradient: Tensor, released: Tensor) -> Projection:
+        """The gradient of the log-likelihood at the sites (n,), along `directions(…)`."""
+        g = _as(gradient, (self.n,), "the gradient") / self.unit
+        # Cᵀ: each released direction, less what the tied parameters do to make up for it.
+        effective = released - self.tied @ (self.inverse @ (self.across.T @ released))
+        pulled = self.tied.T @ g
+        stationarity = float(pulled @ self.inverse @ pulled)
+        v = effective.T @ self.info @ effective
+        values, vectors = torch.linalg.eigh((v + v.T) / 2)
+        kept = values > IDENTIFIED
+        directions = effective @ vectors
+        stray = float(((self.loose.T @ pulled) ** 2).sum())
+        notes = _notes(values, kept, stationarity, stray)
+        along = directions[:, kept] * values[kept].rsqrt()  # unit information, uncorrelated
+        lost = directions[:, ~kept] / self.unit.unsqueeze(1)
+        if not released.shape[1]:
+            notes.append("there is nothing to release")
+        return Projection(
+            along / self.unit.unsqueeze(1),
+            along.T @ g,
+            lost / lost.norm(dim=0).clamp(min=1e-300),
+            stationarity,
+            tuple(notes),
+            self.shape,
+        )
+
+
+def _check(null: LinearMap, alternative: LinearMap | None, release: Tensor | None) -> None:
     if alternative is not None and release is not None:
         raise EvidenceError("give either `alternative` or `release`, not both")
     for name, phi in (("null", null), ("alternative", alternative)):
@@ -158,14 +225,11 @@ def _check(null: LinearMap, alternative: LinearMap | None, release: Tensor | Non
                 f"{name}.linearize(theta)"
             )
     n = numel(null.out_shape)
-    if n > DENSE_LIMIT:
-        raise TooLarge(f"a score test over {n} sites; the dense one takes {DENSE_LIMIT}")
     if alternative is not None and numel(alternative.out_shape) != n:
         raise EvidenceError(
             f"`null` has {n} values at its sites, `alternative` "
             f"{numel(alternative.out_shape)}; both must be plans of the same sites"
         )
-    return n
 
 
 def _as(value: Tensor, shape: tuple[int, ...], what: str) -> Tensor:
@@ -253,14 +317,16 @@ def _notes(values: Tensor, kept: Tensor, stationarity: float, stray: float) -> l
     return notes
 
 
-def _chi_square(statistic: float, df: int) -> ChiSquare:
+def chi_square(statistic: float, df: int) -> ChiSquare:
+    """The χ² tail above a statistic; NaN without degrees of freedom."""
     return ChiSquare(statistic, df, float(chi2.sf(statistic, df)) if df else float("nan"))
 
 
-def _sandwich(variance: Tensor, z: Tensor, notes: list[str]) -> ChiSquare | None:
+def sandwich(variance: Tensor, z: Tensor, notes: list[str]) -> ChiSquare | None:
+    """zᵀ·variance⁻¹·z, or None, with a note, where the variance is singular."""
     values, vectors = torch.linalg.eigh((variance + variance.T) / 2)
     if not z.numel():
-        return _chi_square(0.0, 0)
+        return chi_square(0.0, 0)
     rank = int((values > IDENTIFIED * values[-1]).sum()) if float(values[-1]) > 0 else 0
     if rank < z.numel():
         notes.append(
@@ -269,4 +335,4 @@ def _sandwich(variance: Tensor, z: Tensor, notes: list[str]) -> ChiSquare | None
         )
         return None
     standard = (vectors.T @ z) * values.rsqrt()
-    return _chi_square(float(standard @ standard), z.numel())
+    return chi_square(float(standard @ standard), z.numel())
