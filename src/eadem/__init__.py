@@ -37,9 +37,13 @@ if _TYPE_CHECKING:
     from .bind import ties as ties
     from .bind import twin as twin
     from .bind import untie as untie
+    from .evidence._score_test import score_test as score_test
     from .evidence._trace import trace as trace
     from .evidence.certificate import Shifts as Shifts
     from .evidence.certificate import certify as certify
+    from .evidence.nested import compare as compare
+    from .evidence.nested import likelihood_ratio_test as likelihood_ratio_test
+    from .evidence.nested import wald_test as wald_test
     from .maps import Affine as Affine
     from .maps import Bounded as Bounded
     from .maps import Fixed as Fixed
@@ -121,7 +125,11 @@ _HOME = {
     "evidence": (
         "Shifts",
         "certify",
+        "compare",
+        "likelihood_ratio_test",
+        "score_test",
         "trace",
+        "wald_test",
     ),
     "report.summary": ("summary",),
 }

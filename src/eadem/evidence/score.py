@@ -23,6 +23,7 @@ __all__ = [
     "Projection",
     "ScoreResult",
     "chi_square",
+    "range_basis",
     "sandwich",
     "score_statistic",
 ]
@@ -145,11 +146,16 @@ class Projection:
     notes: tuple[str, ...]
     shape: tuple[int, ...]
 
+    @property
+    def change(self) -> Tensor:
+        """The expected change of every site's value, flat."""
+        return self.along @ self.z
+
     def result(self, robust: ChiSquare | None, notes: list[str]) -> ScoreResult:
         """The verdict."""
         return ScoreResult(
             **vars(chi_square(float(self.z @ self.z), self.z.numel())),
-            expected_change=(self.along @ self.z).reshape(self.shape),
+            expected_change=self.change.reshape(self.shape),
             stderr=self.along.norm(dim=1).reshape(self.shape),
             unidentified=self.lost,
             stationarity=self.stationarity,
@@ -173,7 +179,7 @@ class NullFit:
         unit = info.diagonal().abs().sqrt()
         self.unit = torch.where(unit > 0, unit, 1.0)
         self.info = info / self.unit / self.unit.unsqueeze(1)
-        self.tied = _range(self.unit.unsqueeze(1) * null.dense())
+        self.tied = range_basis(self.unit.unsqueeze(1) * null.dense())
         self.across = self.info @ self.tied
         self.inverse, self.loose = _pseudo_inverse(self.tied.T @ self.across)
 
@@ -247,7 +253,7 @@ def _symmetric(value: Tensor, n: int, what: str) -> Tensor:
     return mean
 
 
-def _range(matrix: Tensor) -> Tensor:
+def range_basis(matrix: Tensor) -> Tensor:
     """An orthonormal basis of range(matrix); its columns may have any lengths."""
     lengths = matrix.norm(dim=0)
     matrix = matrix[:, lengths > 0] / lengths[lengths > 0]
@@ -270,9 +276,9 @@ def _released(
                 f"`release` has shape {tuple(columns.shape)}; it needs one row for each of the "
                 f"{n} values at the sites and one column for each direction"
             )
-        wide = _range(unit.unsqueeze(1) * columns)
+        wide = range_basis(unit.unsqueeze(1) * columns)
     elif alternative is not None:
-        wide = _range(unit.unsqueeze(1) * alternative.dense())
+        wide = range_basis(unit.unsqueeze(1) * alternative.dense())
         outside = tied - wide @ (wide.T @ tied)
         if outside.numel() and float(torch.linalg.matrix_norm(outside, 2)) > NESTED:
             raise EvidenceError(

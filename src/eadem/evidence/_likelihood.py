@@ -1,0 +1,240 @@
+"""The log-likelihood of a model at its sites: per observation, its gradients and information.
+
+`log_density(model, batch)` gives one log density per observation. Here it becomes a function
+of the values at all sites, in float64, with its derivatives one observation at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from eadem.bind import at_sites, free_vector, resolved
+from eadem.evidence.score import EvidenceError
+
+__all__ = ["Density", "Information", "Likelihood"]
+
+#: One log density per observation of a batch.
+Density = Callable[[Any, Any], Tensor]
+#: "observed" (minus the Hessian), "outer" (Σ s sᵀ), or an embedding whose JᵀJ is expected.
+Information = str | Callable[[Any, Any], Tensor]
+#: Numbers that one block of derivatives may hold.
+BLOCK = 2**24
+#: What torch.func raises where an operation has no batching rule or no forward derivative.
+_NO_RULE = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError)
+
+
+class Likelihood:
+    """A model's log densities on data, as a function of the values at its sites.
+
+    `data` is one batch (a tensor, a tuple, a mapping, any object), or a list, a DataLoader or
+    another iterable of batches, in a fixed order. `values` (expanded,) are the sites' values
+    at the fit and `densities` (n,) the log densities there, both float64.
+
+    Raises EvidenceError where the densities are not one finite number per observation, or
+    differ from one call to the next.
+    """
+
+    def __init__(self, model: nn.Module, log_density: Density, data: Any) -> None:
+        self.model = model
+        first = next(model.parameters(), None)
+        self.device = torch.device("cpu") if first is None else first.device
+        self.plan = resolved(model)
+        theta = free_vector(model).to("cpu", torch.float64)
+        self.theta = theta
+        self.values: Tensor = self.plan.expand(theta).detach().to(self.device)
+        self.at = at_sites(model, log_density, torch.float64)
+        self.data = _batches(data)
+        with torch.no_grad():
+            parts = [self._checked(batch) for batch in self.batches()]
+        if not parts:
+            raise EvidenceError("`data` holds no batch; give one batch or several")
+        self.sizes = [len(p) for p in parts]
+        self.densities = torch.cat(parts).cpu()
+
+    @property
+    def n(self) -> int:
+        """The number of observations."""
+        return len(self.densities)
+
+    def batches(self) -> Iterator[Any]:
+        """The batches, floating-point tensors in float64, on the model's device."""
+        for batch in self.data:
+            yield pytree.tree_map(self._wide, batch)
+
+    def _wide(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        wide = leaf.is_floating_point()
+        return leaf.to(self.device, torch.float64) if wide else leaf.to(self.device)
+
+    def _checked(self, batch: Any) -> Tensor:
+        found = self.at(self.values, batch)
+        if not isinstance(found, Tensor) or found.ndim != 1:
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise EvidenceError(
+                f"log_density gave {shape}; it must give one log density for each observation "
+                "of the batch, a tensor of shape (n,), neither summed nor averaged"
+            )
+        bad = int((~torch.isfinite(found)).sum())
+        if bad:
+            raise EvidenceError(
+                f"{bad} of {len(found)} log densities are not finite at the fit: it is at a "
+                "boundary, or the density is not that of these data"
+            )
+        if not torch.allclose(found, self.at(self.values, batch), rtol=1e-9, atol=1e-12):
+            raise EvidenceError(
+                "log_density gives other values when it is called again; put dropout and the "
+                "like in evaluation mode with model.eval()"
+            )
+        return found
+
+    def scores(self) -> Tensor:
+        """s_i, the gradient of each log density at the sites: (n, expanded)."""
+        return torch.cat([self._scores(b, n) for b, n in self._sized()])
+
+    def _sized(self) -> Iterator[tuple[Any, int]]:
+        yield from zip(self.batches(), self.sizes, strict=True)
+
+    def _scores(self, batch: Any, n: int) -> Tensor:
+        found = self._by_vmap(batch, n)
+        if found is not None:
+            return found.cpu()
+        values = self.values.clone().requires_grad_()
+        each = self.at(values, batch)
+        rows = [_grad(each[i], values, retain=i + 1 < n) for i in range(n)]
+        return torch.stack(rows).cpu()
+
+    def _by_vmap(self, batch: Any, n: int) -> Tensor | None:
+        """One observation at a time, side by side; None where the batch cannot be cut so."""
+        leaves = pytree.tree_leaves(batch)
+        if not all(isinstance(x, Tensor) and x.ndim and len(x) == n for x in leaves):
+            return None
+
+        def one(row: Any) -> tuple[Tensor, Tensor]:
+            alone = pytree.tree_map(lambda x: x.unsqueeze(0), row)
+
+            def density(values: Tensor) -> Tensor:
+                found: Tensor = self.at(values, alone).reshape(())
+                return found
+
+            found: tuple[Tensor, Tensor] = torch.func.grad_and_value(density)(self.values)
+            return found
+
+        chunk = max(1, BLOCK // max(1, self.values.numel()))
+        try:
+            scores, alone = torch.func.vmap(one, chunk_size=chunk)(batch)
+        except _NO_RULE:
+            return None
+        with torch.no_grad():
+            together = self.at(self.values, batch)
+        same = torch.allclose(alone, together, rtol=1e-9, atol=1e-9)
+        return scores.detach() if same else None
+
+    def gradient(self) -> Tensor:
+        """g = Σ s_i, (expanded,)."""
+        total = torch.zeros_like(self.values)
+        for batch in self.batches():
+            values = self.values.clone().requires_grad_()
+            total += _grad(self.at(values, batch).sum(), values)
+        return total.cpu()
+
+    def sums(self, ids: Tensor, count: int) -> Tensor:
+        """Scores summed by `ids` (n,) in 0 … count−1: (count, expanded), no score kept."""
+        total = torch.zeros(count, self.values.numel(), dtype=torch.float64)
+        start = 0
+        for batch, n in self._sized():
+            own = ids[start : start + n].to(self.device)
+            values = self.values.clone().requires_grad_()
+            each = self.at(values, batch)
+            present = own.unique().tolist()
+            for k in present:
+                last = k == present[-1]
+                total[k] += _grad(each[own == k].sum(), values, retain=not last).cpu()
+            start += n
+        return total
+
+    def hessian(self) -> Tensor:
+        """Minus the second derivative of the log-likelihood, (expanded, expanded)."""
+        p = self.values.numel()
+        total = torch.zeros(p, p, dtype=torch.float64)
+        for batch in self.batches():
+            total -= self._hessian(batch).cpu()
+        return (total + total.T) / 2
+
+    def _hessian(self, batch: Any) -> Tensor:
+        p = self.values.numel()
+        eye = torch.eye(p, dtype=torch.float64, device=self.device)
+
+        def total(values: Tensor) -> Tensor:
+            found: Tensor = self.at(values, batch).sum()
+            return found
+
+        def product(v: Tensor) -> Tensor:
+            found: Tensor = torch.func.jvp(torch.func.grad(total), (self.values,), (v,))[1]
+            return found
+
+        try:
+            rows: Tensor = torch.func.vmap(product, chunk_size=64)(eye).detach()
+            return rows
+        except _NO_RULE:
+            values = self.values.clone().requires_grad_()
+            slope = torch.autograd.grad(total(values), values, create_graph=True)[0]
+            each = [_grad(slope[i], values, retain=True) for i in range(p)]
+            return torch.stack(each)
+
+    def gram(self, embedding: Density) -> Tensor:
+        """JᵀJ of `embedding(model, batch)` at the sites, (expanded, expanded)."""
+        p, at = self.values.numel(), at_sites(self.model, embedding, torch.float64)
+        total = torch.zeros(p, p, dtype=torch.float64)
+        eye = torch.eye(p, dtype=torch.float64, device=self.device)
+        for batch in self.batches():
+
+            def flat(values: Tensor, batch: Any = batch) -> Tensor:
+                found: Tensor = at(values, batch).reshape(-1)
+                return found
+
+            def column(v: Tensor, flat: Any = flat) -> Tensor:
+                found: Tensor = torch.func.jvp(flat, (self.values,), (v,))[1]
+                return found
+
+            try:
+                rows = torch.func.vmap(column, chunk_size=64)(eye).detach().cpu()
+            except _NO_RULE:
+                values = self.values.clone().requires_grad_()
+                each = flat(values)
+                slopes = [_grad(e, values, retain=True) for e in each]
+                rows = torch.stack(slopes, dim=1).cpu()
+            total += rows @ rows.T
+        return total
+
+    def information(self, kind: Information, scores: Tensor | None = None) -> Tensor:
+        """The sites' information matrix, of the stated kind."""
+        if callable(kind):
+            return self.gram(kind)
+        if kind == "outer":
+            s = self.scores() if scores is None else scores
+            return s.T @ s
+        if kind == "observed":
+            return self.hessian()
+        raise EvidenceError(
+            f"information={kind!r}; ask for 'observed', 'outer', or give a function "
+            "(model, batch) → tensor whose squared Jacobian is the expected information"
+        )
+
+
+def _grad(value: Tensor, at: Tensor, retain: bool = False) -> Tensor:
+    found = torch.autograd.grad(value, at, retain_graph=retain, allow_unused=True)[0]
+    return torch.zeros_like(at) if found is None else found.detach()
+
+
+def _batches(data: Any) -> Sequence[Any] | Any:
+    """Something that gives the batches each time it is iterated over."""
+    one = isinstance(data, Tensor | tuple | Mapping | str) or not hasattr(data, "__iter__")
+    if one:
+        return [data]
+    return list(data) if isinstance(data, Iterator) else data

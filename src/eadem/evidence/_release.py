@@ -1,0 +1,104 @@
+"""What a test lets go: names, a tie or directions, as a linear map into the sites."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from eadem._plan import Plan
+from eadem.bind import Tie, free_vector, resolved, site_coordinates, trainable, without
+from eadem.evidence.score import EvidenceError
+from eadem.maps.base import LinearMap, Map, numel
+from eadem.maps.dense import Dense
+from eadem.maps.index import Indexed
+
+__all__ = ["Release", "directions", "linear_at", "picked", "tied_coordinates", "trained"]
+
+Release = str | Sequence[str] | Tie | Tensor | None
+
+
+def linear_at(plan: Map, theta: Tensor) -> LinearMap:
+    """A plan, linearized at θ where it is not linear."""
+    return plan if isinstance(plan, LinearMap) else plan.linearize(theta)
+
+
+def trained(model: nn.Module) -> LinearMap:
+    """φ at the model's values, from the free values that are trained: frozen ones are fixed."""
+    theta = free_vector(model).to("cpu", torch.float64)
+    phi, kept = linear_at(resolved(model), theta), trainable(model)
+    return phi if bool(kept.all()) else picked(phi, kept)
+
+
+def picked(phi: LinearMap, kept: Tensor) -> LinearMap:
+    """φ of some of its free values, the others zero."""
+    place = torch.where(kept, kept.cumsum(0) - 1, -1)
+    some = Indexed(place, (int(kept.sum()),)).bind(phi.in_shape)
+    found = (phi @ some).bind(phi.out_shape)
+    assert isinstance(found, LinearMap)
+    return found
+
+
+def units(n: int, where: Tensor) -> LinearMap:
+    """The map that puts k values at the coordinates `where` (k,) of n."""
+    place = torch.full((n,), -1, dtype=torch.int64)
+    place[where] = torch.arange(len(where))
+    return Indexed(place, (len(where),)).bind((n,))
+
+
+def directions(model: nn.Module, release: Release) -> LinearMap:
+    """The released directions as a map (q,) → (expanded,); they may overlap range(φ).
+
+    Raises EvidenceError, and NoSuchSite for a name that the model does not have.
+    """
+    plan = resolved(model)
+    n = numel(plan.out_shape)
+    if release is None:
+        return units(n, tied_coordinates(model))
+    if isinstance(release, Tensor):
+        if release.ndim != 2 or release.shape[0] != n:
+            raise EvidenceError(
+                f"`release` has shape {tuple(release.shape)}; it needs one row for each of the "
+                f"{n} values at the sites and one column for each direction"
+            )
+        return Dense(release.detach().to("cpu", torch.float64)).bind((n,))
+    if isinstance(release, Tie):
+        return _without(model, plan, release)
+    names = [release] if isinstance(release, str) else list(release)
+    return units(n, site_coordinates(model, *names))
+
+
+def tied_coordinates(model: nn.Module) -> Tensor:
+    """The coordinates of every site of a tie, those of frozen ties left out."""
+    plan = resolved(model)
+    frozen = _frozen(model)
+    found = [torch.zeros(0, dtype=torch.int64)]
+    for group in plan.groups:
+        if frozen.isdisjoint(group):
+            found += [torch.arange(s.start, s.stop) for s in (plan.slices[n] for n in group)]
+    if len(found) == 1:
+        raise EvidenceError(
+            f"{type(model).__name__} has no tie that could be released; declare ties with "
+            "eadem.tie, or name in `release` what should be let go"
+        )
+    every: Tensor = torch.cat(found).sort().values  # groups share no site
+    return every
+
+
+def _frozen(model: nn.Module) -> set[str]:
+    return {n for n, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+
+
+def _without(model: nn.Module, plan: Plan, tie: Tie) -> LinearMap:
+    """What the values of the tie's connected group may do once it is not declared."""
+    wider = without(model, tie)
+    theta = free_vector(model).to("cpu", torch.float64)
+    values = plan.expand(theta)
+    phi = wider if isinstance(wider, LinearMap) else wider.linearize(wider.lift(values))
+    own = {s.partition("[")[0] for s in tie.sites}
+    group = {n for g in plan.groups if own & set(g) for n in g}
+    kept = torch.cat(
+        [torch.full((numel(o.shape),), n in group) for n, o in wider.owners.items()]
+    )
+    return picked(phi, kept)
