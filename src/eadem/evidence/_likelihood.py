@@ -144,18 +144,21 @@ class Likelihood:
         return total.cpu()
 
     def sums(self, ids: Tensor, count: int) -> Tensor:
-        """Scores summed by `ids` (n,) in 0 … count−1: (count, expanded), no score kept."""
+        """Scores summed by `ids` (n,) in 0 … count−1: (count, expanded), in little memory."""
         total = torch.zeros(count, self.values.numel(), dtype=torch.float64)
         start = 0
         for batch, n in self._sized():
             own = ids[start : start + n].to(self.device)
+            start += n
+            if n * self.values.numel() <= BLOCK:
+                total.index_add_(0, own.cpu(), self._scores(batch, n))
+                continue
             values = self.values.clone().requires_grad_()
             each = self.at(values, batch)
             present = own.unique().tolist()
             for k in present:
                 last = k == present[-1]
                 total[k] += _grad(each[own == k].sum(), values, retain=not last).cpu()
-            start += n
         return total
 
     def hessian(self) -> Tensor:

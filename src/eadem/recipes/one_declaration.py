@@ -44,6 +44,7 @@ from scipy.optimize import least_squares as scipy_least_squares
 from torch import Tensor, nn
 
 import eadem
+from eadem import bind
 from eadem.bind import free_vector, resolved, set_free_vector
 from eadem.evidence import ScoreResult, score_statistic
 from eadem.maps import Affine, Fixed, Flip, LinearMap, Map, Positive, Same
@@ -137,29 +138,17 @@ def _record(result: ScoreResult) -> dict[str, Any]:
     return found | {"robust": robust, "notes": result.notes}
 
 
-class _Call(nn.Module):
-    """A function of a model, as a module, so that `functional_call` can swap its values."""
-
-    def __init__(self, model: nn.Module, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.model, self.function = model, function
-
-    def forward(self, *data: Tensor) -> Tensor:
-        return self.function(self.model, *data)
-
-
 def at_sites(
     model: nn.Module, function: Callable[..., Tensor], *data: Tensor
 ) -> Callable[[Tensor], Tensor]:
     """`function(model, *data)` as a function of the flat values of all its sites."""
-    plan, call = resolved(model), _Call(eadem.twin(model), function)
+    at = bind.at_sites(model, function)
 
-    def at(values: Tensor) -> Tensor:
-        sites = {f"model.{name}": value for name, value in plan.split(values).items()}
-        found: Tensor = torch.func.functional_call(call, sites, data)
+    def on_data(values: Tensor) -> Tensor:
+        found: Tensor = at(values, *data)
         return found
 
-    return at
+    return on_data
 
 
 def least_squares_evidence(
