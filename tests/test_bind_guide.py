@@ -1,4 +1,4 @@
-"""The examples of the guide to ties run as they are printed."""
+"""The examples of the guide run as they are printed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ GUIDE = Path(__file__).resolve().parents[1] / "docs" / "guide"
 SPEAKS = re.compile(r"print\(.*\)  # (.+)")
 
 
-@pytest.mark.parametrize("page", ["ties.md", "lifecycle.md"])
+@pytest.mark.parametrize("page", ["ties.md", "lifecycle.md", "evidence.md"])
 def test_examples(
     page: str,
     tmp_path: Path,

@@ -164,3 +164,84 @@ def test_an_error_in_the_block_leaves_the_model_as_it_was():
 def test_a_model_without_ties_is_refused():
     with pytest.raises(EvidenceError, match="no ties"), trace(Chain()):
         pass
+
+
+def test_conflict_is_what_the_projection_throws_away():
+    """Against the dense projector on the range of φ."""
+    model = Chain().double()
+    eadem.tie(model, {"a.weight": Flip(-1), "b.weight": Affine(2.0, 0.1), "c.weight": Same()})
+    x = torch.randn(7, 4, dtype=torch.float64)
+    seen = backward(model, x)
+    g = torch.cat([seen.sites[n].reshape(-1) for n in ("a.weight", "b.weight", "c.weight")])
+    eye = torch.eye(16, dtype=torch.float64)
+    flip = torch.stack([e.reshape(4, 4).flip(-1).reshape(-1) for e in eye], 1)
+    phi = torch.cat([flip, 2.0 * eye, eye])
+    left = g - phi @ torch.linalg.lstsq(phi, g[:, None]).solution[:, 0]
+    (found,) = seen.conflict().values()
+    assert found == pytest.approx(float(left @ left / (g @ g)), rel=1e-10)
+
+
+@pytest.mark.parametrize(("signs", "wanted"), [((1, 1), 0.0), ((1, -1), 1.0), ((1, 0), 0.5)])
+def test_conflict_at_its_ends(signs, wanted):
+    model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)}).double()
+    eadem.tie(model, "*.weight")
+    with eadem.trace(model) as seen:
+        w = torch.randn(3, 3, dtype=torch.float64)
+        total = sum(s * (model[n].weight * w).sum() for s, n in zip(signs, "ab", strict=True))
+        total.backward()
+    assert seen.conflict() == {"a.weight": pytest.approx(wanted, abs=1e-12)}
+
+
+def test_a_site_without_a_gradient_has_no_say():
+    model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)}).double()
+    eadem.tie(model, "*.weight")
+    with eadem.trace(model) as seen:
+        model["a"](torch.ones(1, 3, dtype=torch.float64)).sum().backward()
+    assert seen.conflict() == {"a.weight": pytest.approx(0.0, abs=1e-12)}
+
+
+def test_steps_run_into_means_and_noise_cancels_in_them():
+    model = nn.ModuleDict({"a": nn.Linear(30, 30), "b": nn.Linear(30, 30)}).double()
+    eadem.tie(model, "*.weight")
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(30, 30, dtype=torch.float64, generator=generator)
+    wanted, each = {n: torch.zeros(30, 30, dtype=torch.float64) for n in "ab"}, []
+    with eadem.trace(model) as seen:
+        for _ in range(50):
+            loss = torch.zeros((), dtype=torch.float64)
+            for n in "ab":
+                pull = common + 3 * torch.randn(
+                    30, 30, dtype=torch.float64, generator=generator
+                )
+                loss = loss + (model[n].weight * pull).sum()
+                wanted[n] += pull / 50
+            loss.backward()
+            each.append(seen.step()["a.weight"])
+            assert not seen.calls
+    assert seen.steps == 50
+    for n in "ab":
+        assert close(seen.means[f"{n}.weight"], wanted[n])
+    assert sum(each) / 50 == pytest.approx(9 / 20, abs=0.02)  # 9 of noise in 1 + 9, halved
+    (lasting,) = seen.conflict(seen.means).values()
+    assert lasting == pytest.approx((9 / 50) / (1 + 9 / 50) / 2, rel=0.15)
+
+
+def test_a_checkpointed_forward_is_traced_with_its_second_reading():
+    """Activation checkpointing reads the sites again in the backward pass."""
+    from torch.utils.checkpoint import checkpoint
+
+    model = Chain().double()
+    eadem.tie(model, "*.weight")
+    x = torch.randn(7, 4, dtype=torch.float64)
+    with eadem.trace(model) as seen:
+        checkpoint(model, x, use_reentrant=False).square().sum().backward()
+    assert close(seen.pulled()["a.weight"], model.a.weight.grad)
+
+
+def test_autocast_gradients_add_up():
+    model = Chain()
+    eadem.tie(model, "*.weight")
+    with eadem.trace(model) as seen, torch.autocast("cpu", torch.bfloat16):
+        model(torch.randn(7, 4)).float().square().sum().backward()
+    total = sum(seen.sites.values())
+    torch.testing.assert_close(total, model.a.weight.grad, rtol=1e-2, atol=1e-3)

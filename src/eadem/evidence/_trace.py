@@ -7,18 +7,21 @@ keeps the summands.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from eadem._plan import Plan
+from eadem._plan import Plan, make_plan
 from eadem.bind import free_vector, observe, resolved
 from eadem.evidence.score import EvidenceError
 from eadem.maps.base import LinearMap
 
 __all__ = ["Trace", "trace"]
+
+#: Of conjugate gradients; the number of distinct eigenvalues of φᵀφ is enough, in exact sums.
+_ITERATIONS = 200
 
 
 @contextmanager
@@ -49,18 +52,56 @@ def trace(model: nn.Module) -> Iterator[Trace]:
         )
     linear = plan if isinstance(plan, LinearMap) else plan.linearize(free_vector(model))
     assert isinstance(linear, Plan)
-    assert isinstance(linear, LinearMap)
-    seen = Trace(linear)
+    seen = Trace(_tied(linear))
     with observe(model, seen._read):
         yield seen
 
 
+def _tied(plan: Plan) -> Plan:
+    """A plan without the parameters that no tie has a say in."""
+    names = {n for group in plan.groups for n in group}
+    return make_plan(
+        {n: s for n, s in plan.shapes.items() if n in names},
+        {n: o for n, o in plan.owners.items() if n in names},
+        {n: e for n, e in plan.expressions.items() if n in names},
+        plan.groups,
+    )
+
+
 class Trace:
-    """The gradients that `trace` saw: by site and by call. Empty before a backward pass."""
+    """The gradients that `trace` saw: by site and by call. Empty before a backward pass.
+
+    `step()` ends a training step: what was seen goes into the running means, and the next
+    pass starts anew.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._calls: dict[str, list[Tensor | None]] = {}
+        self._sums: dict[str, Tensor] = {}
+        #: steps that `step()` ended
+        self.steps = 0
+
+    def step(self) -> dict[str, float]:
+        """End a step: add its site gradients to the running means, forget them, and give the
+        step's `conflict()`.
+        """
+        found = self.conflict()
+        for name, grad in self.sites.items():
+            wide = grad.to(torch.float64)
+            self._sums[name] = self._sums[name] + wide if name in self._sums else wide
+        self.steps += 1
+        self._calls.clear()
+        return found
+
+    def carry(self, earlier: Trace) -> None:
+        """Go on with the running means of an earlier trace of this model."""
+        self._sums, self.steps = dict(earlier._sums), earlier.steps
+
+    @property
+    def means(self) -> dict[str, Tensor]:
+        """By site, the mean of the gradients there over the steps that `step()` ended."""
+        return {n: s / self.steps for n, s in self._sums.items()}
 
     def _read(self, site: str, value: Tensor) -> Tensor:
         """Stand between a site and its reader."""
@@ -121,6 +162,59 @@ class Trace:
                     cosine = float(parts[a] @ parts[b]) / length if length else float("nan")
                     found[a, b] = cosine
         return found
+
+    def conflict(self, gradients: Mapping[str, Tensor] | None = None) -> dict[str, float]:
+        """By tie (the first of its sites), the share of the sites' gradient energy that
+        cancels: ‖g − Pg‖²/‖g‖², where P projects on the range of φ at the sites that have a
+        gradient. What is left, Pg, is all that φᵀg sees of g.
+
+        0: the sites ask for one change; 1: they undo each other. m equal sites whose
+        gradients are independent and of one size come to 1 − 1/m. `gradients` by site may
+        stand in for those of this pass: `seen.conflict(seen.means)` tells a lasting
+        disagreement from the noise of single steps, whose mean cancels. float64.
+        """
+        given = self.sites if gradients is None else dict(gradients)
+        wide = {n: g.to(torch.float64) for n, g in given.items()}
+        kept = self._projected(wide)
+        found = {}
+        for group in self._plan.groups:
+            names = [n for n in group if n in wide]
+            energy = sum(float(wide[n].square().sum()) for n in names)
+            if names:
+                lost = sum(float((wide[n] - kept[n]).square().sum()) for n in names)
+                found[group[0]] = lost / energy if energy else float("nan")
+        return found
+
+    def _projected(self, grads: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The nearest values in the range of φ, over the sites that are given: conjugate
+        gradients on φᵀφ, which for equality, views and gathers is diagonal.
+        """
+        if not grads:
+            return {}
+        phi = self._plan
+        assert isinstance(phi, LinearMap)
+        like = next(iter(grads.values()))
+        empty = {n: like.new_zeros(shape) for n, shape in phi.shapes.items()}
+
+        def adjoint(values: dict[str, Tensor]) -> Tensor:
+            return phi.adjoint(phi.cat({**empty, **values}))
+
+        def forward(theta: Tensor) -> dict[str, Tensor]:
+            values = phi.split(phi.forward(theta))
+            return {n: values[n] for n in grads}
+
+        rest = adjoint(grads)
+        theta, way = torch.zeros_like(rest), rest
+        size = least = float(rest @ rest)
+        for _ in range(_ITERATIONS):
+            if size <= 1e-24 * least:
+                break
+            curved = adjoint(forward(way))
+            step = size / float(way @ curved)
+            theta, rest = theta + step * way, rest - step * curved
+            now = float(rest @ rest)
+            way, size = rest + (now / size) * way, now
+        return forward(theta)
 
     def _groups(self) -> list[tuple[str, ...]]:
         """The connected groups of which something was seen."""
