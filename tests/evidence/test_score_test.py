@@ -479,3 +479,47 @@ def test_nestedness_is_checked():
     assert found.rows[1].ratio.df == 1
     assert resolved(free).rank == found.rows[2].free == 5
     assert "free" in str(found)
+
+
+@pytest.mark.parametrize("cluster", [None, 4])
+def test_the_robust_wald_test_is_that_of_statsmodels(cluster):
+    x, y = regression(3, n=160)
+    data = (double(x), double(y))
+    null = tied(Linear(5, scale=False))
+    free = fit(Linear(5, scale=False), gauss, data)
+    found = eadem.wald_test(null, free, gauss, data, cluster=cluster)
+    if cluster is None:
+        fitted = sm.OLS(y, x).fit(cov_type="HC0")
+    else:
+        groups = {"groups": np.arange(160) // cluster, "use_correction": False}
+        fitted = sm.OLS(y, x).fit(cov_type="cluster", cov_kwds=groups)
+    theirs = fitted.wald_test(R, use_f=False, scalar=True)
+    assert found.robust.statistic == pytest.approx(float(theirs.statistic), rel=1e-8)
+    assert found.robust.df == found.df == 2
+    assert "robust" in str(found)
+
+
+def test_a_non_linear_tie_is_tested_at_its_tangent():
+    """Two positive rates, one: the same statistic as for the rates tied plainly."""
+    rng = np.random.default_rng(9)
+    y = rng.poisson([3.0, 3.4], size=(200, 2)).astype(float)
+
+    class Rates(nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            self.rate = nn.Parameter(torch.full((2,), value, dtype=torch.float64))
+
+    def density(model, batch):
+        return (batch * model.rate.log() - model.rate).sum(1)
+
+    pooled = float(y.mean())
+    found = []
+    for phi in (eadem.Same(), eadem.Positive()):
+        model = Rates(pooled)
+        tie = eadem.tie(model, "rate[0]", "rate[1]", via=phi)
+        joint = eadem.score_test(model, density, double(y))
+        alone = eadem.score_test(model, density, double(y), release=tie)
+        assert alone.statistic == pytest.approx(joint.statistic, rel=1e-9)
+        found.append(joint)
+    assert found[0].statistic == pytest.approx(found[1].statistic, rel=1e-9)
+    torch.testing.assert_close(found[0].expected_change, found[1].expected_change)
