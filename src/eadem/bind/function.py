@@ -50,8 +50,12 @@ def at_sites(
     plan, apart = resolved(model), twin(model)
     call = _Call(apart if dtype is None else apart.to(dtype), function)
 
+    sizes = [s.stop - s.start for s in plan.slices.values()]
+
     def at(values: Tensor, *data: Any) -> Any:
-        sites = {f"model.{name}": value for name, value in plan.split(values).items()}
+        pieces = torch.split(values, sizes)  # one node to differentiate, not one for each site
+        each = zip(plan.shapes.items(), pieces, strict=True)
+        sites = {f"model.{name}": piece.reshape(shape) for (name, shape), piece in each}
         return torch.func.functional_call(call, sites, data)
 
     return at

@@ -103,7 +103,8 @@ def site_mean_test(
     the release alone. Of the sites' information only its size, one number for each site, is
     used, from the micro-batches: exact for sites that are used alike, conservative otherwise.
 
-    Memory is `samples` × the number of values at the sites, in float64. Give the data in
+    Gradients are taken and held in the model's dtype, `samples` of them; sums and products are
+    in float64. Give the data in
     batches no larger than a micro-batch: each then costs one backward pass. Other arguments
     and errors are those of `score_test`; only ties by index maps are taken.
 
@@ -123,7 +124,8 @@ def site_mean_test(
     >>> site_mean_test(model, log_density, seen)["joint"].pvalue < 1e-6
     True
     """
-    at = Likelihood(model, log_density, data)
+    first = next(model.parameters())
+    at = Likelihood(model, log_density, data, first.dtype)
     ids = cluster_ids(cluster, at.n)
     clusters = int(ids.max()) + 1
     count = min(samples, clusters)
@@ -133,35 +135,49 @@ def site_mean_test(
             "worth having"
         )
     gradients = at.sums(ids * count // clusters, count)
-    phi, released = trained(model), directions(model, release)
-    effective = _effective(gradients, phi, at.plan.slices.values())
-    where = _touched(released, at.values.numel())
-    found = {"joint": mean_test(effective[:, where])}
-    for name, piece in at.plan.slices.items():
-        inside = where[(where >= piece.start) & (where < piece.stop)]
-        if len(inside):
-            found[name] = mean_test(effective[:, inside])
-    return found
+    slices = at.plan.slices
+    moved = _moved(directions(model, release))
+    _make_effective(gradients, trained(model), slices.values())
+    grams, sizes = {}, {}
+    for name, piece in slices.items():
+        inside = moved[piece]
+        if bool(inside.any()):
+            own = gradients[:, piece]
+            grams[name] = _gram(own if bool(inside.all()) else own[:, inside])
+            sizes[name] = int(inside.sum())
+    if not grams:
+        raise EvidenceError("`release` moves no site; name a site of a tie")
+    joint = torch.stack(list(grams.values())).sum(0)
+    found = {"joint": _from_gram(joint, sum(sizes.values()))}
+    return found | {name: _from_gram(gram, sizes[name]) for name, gram in grams.items()}
 
 
-def _touched(released: LinearMap, n: int) -> Tensor:
-    """The coordinates that a release moves."""
+def _gram(rows: Tensor) -> Tensor:
+    """rows·rowsᵀ in float64, a block of columns at a time."""
+    total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    for block in rows.split(2**16, dim=1):
+        wide = block.to(torch.float64)
+        total += wide @ wide.T
+    return total
+
+
+def _moved(released: LinearMap) -> Tensor:
+    """Which values at the sites a release moves."""
     generator = torch.Generator().manual_seed(0)
     some = torch.rand(numel(released.in_shape), generator=generator, dtype=torch.float64) + 0.5
-    moved = released.forward(some.reshape(released.in_shape)).reshape(-1)
-    return torch.arange(n)[moved != 0]
+    return released.forward(some.reshape(released.in_shape)).reshape(-1) != 0
 
 
-def _effective(gradients: Tensor, phi: LinearMap, sites: Iterable[slice]) -> Tensor:
-    """h − Iφ(φᵀIφ)⁻¹φᵀh for each row h, with I one number for each site.
+def _make_effective(gradients: Tensor, phi: LinearMap, sites: Iterable[slice]) -> None:
+    """Make each row h, in place, h − Iφ(φᵀIφ)⁻¹φᵀh, with I one number for each site.
 
     The number is the mean variance of the site's gradients: entry by entry the variances
     would be too noisy, since an error of W in h − Wφᵀh adds to the trace that T is compared
     with. With I diagonal and φ an index map φᵀIφ is diagonal, and read off by pulling back.
     """
-    weight = gradients.var(0)
+    weight = torch.empty(gradients.shape[1], dtype=torch.float64)
     for piece in sites:
-        weight[piece] = weight[piece].mean()
+        weight[piece] = gradients[:, piece].var(0).mean(dtype=torch.float64)
     weight = weight.clamp(min=max(float(weight.max()) * 1e-12, 1e-300))
 
     def within(theta: Tensor) -> Tensor:
@@ -177,8 +193,6 @@ def _effective(gradients: Tensor, phi: LinearMap, sites: Iterable[slice]) -> Ten
         )
     inner = torch.where(inner > 0, inner, 1.0)
 
-    def make_up(row: Tensor) -> Tensor:
-        pulled = phi.adjoint(row.reshape(phi.out_shape)) / inner
-        return weight * phi.forward(pulled).reshape(-1)
-
-    return torch.stack([row - make_up(row) for row in gradients])
+    for row in gradients:
+        pulled = phi.adjoint(row.to(torch.float64).reshape(phi.out_shape)) / inner
+        row -= weight * phi.forward(pulled).reshape(-1)
