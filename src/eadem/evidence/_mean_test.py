@@ -177,7 +177,7 @@ def _make_effective(gradients: Tensor, phi: LinearMap, sites: Iterable[slice]) -
     """
     weight = torch.empty(gradients.shape[1], dtype=torch.float64)
     for piece in sites:
-        weight[piece] = gradients[:, piece].var(0).mean(dtype=torch.float64)
+        weight[piece] = _mean_variance(gradients[:, piece])
     weight = weight.clamp(min=max(float(weight.max()) * 1e-12, 1e-300))
 
     def within(theta: Tensor) -> Tensor:
@@ -193,6 +193,16 @@ def _make_effective(gradients: Tensor, phi: LinearMap, sites: Iterable[slice]) -
         )
     inner = torch.where(inner > 0, inner, 1.0)
 
+    inner, weight = inner.to(gradients.dtype), weight.to(gradients.dtype)
     for row in gradients:
-        pulled = phi.adjoint(row.to(torch.float64).reshape(phi.out_shape)) / inner
-        row -= weight * phi.forward(pulled).reshape(-1)
+        pulled = phi.adjoint(row.reshape(phi.out_shape)) / inner
+        row -= phi.forward(pulled).reshape(-1).mul_(weight)
+
+
+def _mean_variance(rows: Tensor) -> float:
+    """The variance over rows, averaged over columns: (Σ‖x‖² − ‖Σx‖²/n) / (n − 1)p."""
+    n, p = rows.shape
+    if not p:
+        return 0.0
+    squares = sum(float(row.norm()) ** 2 for row in rows)
+    return max(squares - float(rows.sum(0).norm()) ** 2 / n, 0.0) / ((n - 1) * p)
