@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from .errors import EademError as EademError
+from .errors import GroupError as GroupError
 from .errors import MissingPackage as MissingPackage
+from .errors import NoEquivariantMap as NoEquivariantMap
 from .errors import NoSuchSite as NoSuchSite
 from .errors import NotAParameter as NotAParameter
+from .errors import NotARepresentation as NotARepresentation
 from .errors import RecordError as RecordError
 from .errors import ShapeError as ShapeError
+from .errors import SymmetryBroken as SymmetryBroken
 from .errors import TieBroken as TieBroken
 from .errors import TieConflict as TieConflict
 from .errors import TooLarge as TooLarge
@@ -40,6 +44,8 @@ if _TYPE_CHECKING:
     from .evidence._trace import trace as trace
     from .evidence.certificate import Shifts as Shifts
     from .evidence.certificate import certify as certify
+    from .groups import Equivariant as Equivariant
+    from .groups import Orbit as Orbit
     from .maps import Affine as Affine
     from .maps import Bounded as Bounded
     from .maps import Fixed as Fixed
@@ -88,6 +94,10 @@ _HOME = {
         "twin",
         "untie",
     ),
+    "groups": (
+        "Equivariant",
+        "Orbit",
+    ),
     "maps": (
         "Affine",
         "Bounded",
@@ -130,6 +140,7 @@ _ROOMS = (
     "bind",
     "errors",
     "evidence",
+    "groups",
     "maps",
     "nn",
     "recipes",
