@@ -1,5 +1,7 @@
 """Row 21: assigning at a tied site re-ties or refuses; it never unties silently."""
 
+from typing import Any
+
 import pytest
 import torch
 from lifecycle_systems import (
@@ -105,12 +107,49 @@ def test_none_or_a_stranger_is_refused(system: System, name: str) -> None:
 
 
 @pytest.mark.parametrize("system", SYSTEMS[:3], ids=lambda s: s.name)
-def test_a_replaced_module_is_found_by_check(system: System) -> None:
-    """`resize_token_embeddings` puts a new module in the tied one's place."""
+@pytest.mark.parametrize("new", [nn.Identity, lambda: None], ids=["another", "none"])
+def test_a_module_with_part_of_a_tie_is_not_replaced(system: System, new: Any) -> None:
+    """`model.head = nn.Linear(…)` would take a site out of its tie."""
     for name in system.sites:
         model = system.tied()
-        inner, stock = name.rpartition(".")[0], system.stock(seed=6)
-        setattr(model, inner, stock.get_submodule(inner))
+        before, inner = snapshot(model), name.rpartition(".")[0]
+        with pytest.raises(eadem.TieBroken, match=rf"{inner}.* would leave .* eadem\.untie"):
+            setattr(model, inner, new())
+        assert_unchanged(model, before)
+        eadem.untie(model)
+        setattr(model, inner, new())
+
+
+@pytest.mark.parametrize("system", SYSTEMS[:3], ids=lambda s: s.name)
+def test_a_module_goes_with_its_whole_tie_or_within_another(system: System) -> None:
+    model = system.tied()
+    inner = system.sites[0].rpartition(".")[0]
+    setattr(model, inner, nn.Sequential(getattr(model, inner)))
+    eadem.check(model)
+    assert f"{inner}.0.weight" in {s for t in eadem.ties(model) for s in t.sites}
+    holder = nn.Sequential(model, getattr(model, inner))
+    holder[1] = nn.Identity()  # it is in the model still
+    holder[0] = nn.Identity()
+    eadem.check(model)
+
+
+@pytest.mark.parametrize("system", SYSTEMS[:3], ids=lambda s: s.name)
+def test_modules_of_a_tie_do_not_change_places(system: System) -> None:
+    model = system.tied()
+    before = snapshot(model)
+    one, other = (n.rpartition(".")[0] for n in system.sites[:2])
+    with pytest.raises(eadem.TieBroken, match="would leave"):
+        setattr(model, one, getattr(model, other))
+    assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("system", SYSTEMS[:3], ids=lambda s: s.name)
+def test_a_removed_module_is_found_by_check(system: System) -> None:
+    """`del` passes no hook of torch's."""
+    for name in system.sites:
+        model = system.tied()
+        inner = name.rpartition(".")[0]
+        delattr(model, inner)
         with pytest.raises(eadem.TieBroken, match=inner):
             eadem.check(model)
 

@@ -8,13 +8,13 @@ forward of the model that was tied. Values are kept across nothing longer than t
 from __future__ import annotations
 
 import copy
-import functools
 import sys
 import threading
 from collections.abc import Callable
 from operator import is_
 from types import FrameType
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,16 @@ from eadem.bind.written import SiteValue, assign, refuse_swap
 from eadem.errors import TieBroken, Unsupported
 from eadem.maps.view import View, ViewMap
 
-__all__ = ["base_class", "computed", "dress", "enter_forward", "leave_forward", "undress"]
+__all__ = [
+    "base_class",
+    "class_for",
+    "class_with",
+    "computed",
+    "dress",
+    "enter_forward",
+    "leave_forward",
+    "undress",
+]
 
 OWNER = "_eadem_owner_"
 #: Where torch.func.functional_call sets attributes, and sets them back.
@@ -268,7 +277,8 @@ def _apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> A
 def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
     links: dict[str, Link] = self.__dict__[LINKS]
     inside = all(
-        any(m is self or id(m) in memo for m in link.group.scope) for link in links.values()
+        any(m is self for m in link.group.scope) or link.group.copied_whole(memo)
+        for link in links.values()
     )
     if not inside:
         _alone(self, links, memo)
@@ -305,7 +315,7 @@ def _alone(module: nn.Module, links: dict[str, Link], memo: dict[int, Any]) -> N
     for link in links.values():
         if link.key not in link.group.resolved.expressions:
             continue  # its values are its own
-        if any(m is module or id(m) in memo for m in link.group.scope):
+        if any(m is module for m in link.group.scope) or link.group.copied_whole(memo):
             continue
         others = [
             k
@@ -325,6 +335,15 @@ def _alone(module: nn.Module, links: dict[str, Link], memo: dict[int, Any]) -> N
 def _ordered(module: nn.Module) -> list[str]:
     names = list(module.__dict__.get(ORDER, ()))
     return names + [a for a in module._parameters if a not in names]
+
+
+def _copy(self: Any) -> Any:
+    """A shallow copy shares what the module holds, its sites too; `copy.copy` would go by
+    the way of pickling.
+    """
+    new = object.__new__(type(self))
+    new.__setstate__(dict(self.__dict__))
+    return new
 
 
 def _reduce(self: Any, protocol: Any) -> Any:
@@ -385,8 +404,22 @@ def ignore(self: Any, *args: Any) -> None:
     """cuDNN's packing of weights is left out: derived weights are not stored."""
 
 
-@functools.cache
 def _dressed_class(base: Any, specs: tuple[Spec, ...]) -> Any:
+    """The generated class, the same one for as long as some module is of it."""
+    made = _classes.setdefault(base, WeakValueDictionary())
+    found = made.get(specs)
+    if found is None:
+        found = made[specs] = _make_class(base, specs)
+    return found
+
+
+#: Generated classes by the class that they stand for; neither is kept alive for this.
+_classes: WeakKeyDictionary[type, WeakValueDictionary[tuple[Spec, ...], type]] = (
+    WeakKeyDictionary()
+)
+
+
+def _make_class(base: Any, specs: tuple[Spec, ...]) -> Any:
     contents: dict[str, Any] = {
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
@@ -394,6 +427,7 @@ def _dressed_class(base: Any, specs: tuple[Spec, ...]) -> Any:
         "__new__": _new,
         "__setattr__": _set,
         "__delattr__": _delete,
+        "__copy__": _copy,
         "__deepcopy__": _deepcopy,
         "__reduce_ex__": _reduce,
         "_apply": _apply,
@@ -419,6 +453,21 @@ def base_class(module: nn.Module) -> type[nn.Module]:
     return type(module) if found is None else found[0]
 
 
+def bare_class(module: nn.Module) -> type[nn.Module]:
+    """As `base_class`. Raises Unsupported where another library has put a class of its own
+    over the generated one, as `parametrize` does: to change the ties would take that away.
+    """
+    kind = type(module)
+    if hasattr(kind, "_eadem_class") and "_eadem_class" not in vars(kind):
+        sites = ", ".join(repr(link.key) for link in module.__dict__.get(LINKS, {}).values())
+        raise Unsupported(
+            f"the module of {sites} was tied and then given another class, {kind.__name__}, "
+            "with what belongs to that (a parametrization, for one); remove it, change the "
+            "ties, and put it back"
+        )
+    return base_class(module)
+
+
 def _specs(kind: type) -> tuple[Spec, ...]:
     specs: tuple[Spec, ...] = kind._eadem_class[1]  # type: ignore[attr-defined]
     return specs
@@ -440,24 +489,42 @@ def computed(link: Link) -> bool:
     return _spec("", link).owner is None
 
 
+def class_for(module: nn.Module, links: dict[str, Link]) -> type[nn.Module]:
+    """The class of a module with exactly these derived sites. Raises Unsupported, and what
+    making a subclass of the module's class raises.
+    """
+    base: Any = bare_class(module)
+    if not links:
+        return base  # type: ignore[no-any-return]
+    return _dressed_class(base, _specs_of(links))  # type: ignore[no-any-return]
+
+
+def class_with(module: nn.Module, attr: str, link: Link) -> type[nn.Module]:
+    """The class of a module with one more derived site. Raises as `class_for`."""
+    return class_for(module, {**module.__dict__.get(LINKS, {}), attr: link})
+
+
+def _specs_of(links: dict[str, Link]) -> tuple[Spec, ...]:
+    return tuple(_spec(a, links[a]) for a in sorted(links))
+
+
 def dress(module: nn.Module, links: dict[str, Link]) -> None:
     """Give a module exactly these derived sites (none: its own class back)."""
     contents = module.__dict__
-    base: Any = base_class(module)
+    kind = class_for(module, links)
     for attr in contents.get(LINKS, {}):
         contents.pop(OWNER + attr, None)
     if not links:
         undress(module)
         return
-    specs = tuple(_spec(a, links[a]) for a in sorted(links))
-    for spec in specs:
+    for spec in _specs_of(links):
         if spec.owner is not None:
             contents[OWNER + spec.attr] = links[spec.attr].sources[0][0]
     contents[LINKS] = links
     if isinstance(module, nn.RNNBase):
         contents.pop("_flat_weights", None)
     # past nn.Module's own __setattr__, which looks for parameters and submodules
-    object.__setattr__(module, "__class__", _dressed_class(base, specs))
+    object.__setattr__(module, "__class__", kind)
 
 
 def undress(module: nn.Module) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from eadem.bind.access import computed, dress, enter_forward, leave_forward
+from eadem.bind.access import class_for, computed, dress, enter_forward, leave_forward
 from eadem.bind.group import (
     LINKS,
     ORDER,
@@ -62,6 +62,13 @@ def attach(
     for module, attrs in touched.items():
         kept = {a: k for a, k in module.__dict__.get(LINKS, {}).items() if a not in attrs}
         links[module] = kept
+    for group in new:
+        for key in group.bound:
+            module, attr = group.places[key]
+            links[module][attr] = group.link(key)
+    # whatever cannot be given a class says so here, while nothing has changed
+    kinds = [class_for(module, found) for module, found in links.items()]
+    for module in touched:
         module.__dict__.setdefault(ORDER, _order(module))
     learned = {place: _requires_grad(g) for g in old for place in g.places.values()}
     for name, value in freed.items():
@@ -86,30 +93,30 @@ def attach(
     for group in new:
         for key in group.bound:
             module, attr = group.places[key]
-            link = group.link(key)
+            link = links[module][attr]
             if not link.sources:
                 link.like = thetas["\0like:" + key]
-            links[module][attr] = link
             link.warm()
     for module, found in links.items():
         _reorder(module)
         dress(module, found)
         if not found:
             module.__dict__.pop(ORDER, None)
+    del kinds  # held, until each module is of its class
     _mark(sites, old, new)
     sites.keep(old, new)
 
 
-def add_site(group: TieGroup, key: str) -> None:
+def add_site(link: Link) -> None:
     """Bind one more derived site of a group that is bound already."""
-    module, attr = group.places[key]
+    module, attr = link.group.places[link.key]
     contents = module.__dict__
     contents.setdefault(ORDER, _order(module))
     dead = module._parameters.pop(attr)
-    owners = list(group.resolved.expressions[key].owners)
     if dead is not None:
-        note_dead(dead, f"{key!r} now takes its value from {owners}")
-    dress(module, {**contents.get(LINKS, {}), attr: group.link(key)})
+        owners = list(link.expression.owners)
+        note_dead(dead, f"{link.key!r} now takes its value from {owners}")
+    dress(module, {**contents.get(LINKS, {}), attr: link})
 
 
 def shrink_scope(sites: Sites, group: TieGroup, names: list[str]) -> None:

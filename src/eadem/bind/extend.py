@@ -10,8 +10,9 @@ from __future__ import annotations
 from bisect import bisect
 
 from eadem._plan import Declaration, Expression, Group, bind_maps, residuals
+from eadem.bind.access import class_with
 from eadem.bind.attach import add_site, shrink_scope, values_of
-from eadem.bind.group import BoundEntry, BoundTie, TieGroup
+from eadem.bind.group import BoundEntry, BoundTie, Link, TieGroup
 from eadem.bind.names import Sites
 from eadem.maps.base import LinearMap
 from eadem.maps.view import View, Viewed
@@ -56,22 +57,29 @@ def extend(index: Sites, group: TieGroup, declaration: Declaration, bound: Bound
     away = residuals(phis, [values[x.site.name] for x in entries])
     there = View.identity(len(group.shapes[owner])) if e is None else _view(e)
     theta = known[inside[0].site.name].inverse().after(there)
+    links = {}
     for name in names:
         outer = Viewed(known[name].after(theta)).bind(index.shape(name))
+        source = (*group.places[owner], group.resolved.owners[owner])
+        links[name] = Link(group, name, Expression((owner,), outer), [source], outer.out_shape)
+    # whatever cannot be given a class says so here, while nothing has changed
+    kinds = [class_with(*index[name], link) for name, link in links.items()]
+    for name, link in links.items():
         at = bisect(group.resolved.names, index.rank(name), key=lambda k: index.rank(k))
         held = group.resolved.names
-        group.places[name], group.shapes[name] = index[name], outer.out_shape
+        group.places[name], group.shapes[name] = index[name], link.shape
         keys[index[name]] = name
-        group.resolved.expressions[name] = Expression((owner,), outer)
+        group.resolved.expressions[name] = link.expression
         resolved = group.resolved
         group.resolved = Group(
             (*held[:at], name, *held[at:]), resolved.owners, resolved.expressions
         )
-        add_site(group, name)
+        add_site(link)
     bound.entries = [
         BoundEntry(group.keys[index[x.site.name]], None, x.map, r)
         for x, r in zip(entries, away, strict=True)
     ]
+    del kinds  # held, until each module is of its class
     group.ties.append(bound)
     shrink_scope(index, group, names)
     index.keep([], [])

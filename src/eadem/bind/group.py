@@ -8,10 +8,12 @@ those of the model that is asked.
 from __future__ import annotations
 
 import copy
+import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakSet
 
@@ -62,6 +64,14 @@ class Place(NamedTuple):
     def parameter(self) -> nn.Parameter | None:
         """The parameter held there, if any."""
         return self.module._parameters.get(self.attr)
+
+
+def gone(name: str) -> TieBroken:
+    """The error for an owner that is not there any more."""
+    return TieBroken(
+        f"the parameter {name!r}, which holds the free values of a tie, is gone: something "
+        "deleted it or set it to None; untie before removing a parameter"
+    )
 
 
 @dataclass(eq=False)
@@ -142,13 +152,7 @@ class TieGroup:
         for key in self.resolved.owners:
             found = self.places[key].parameter
             if found is None:
-                raise self.refuse(
-                    TieBroken(
-                        f"the parameter {key!r}, which holds the free values of a tie, is "
-                        "gone: something deleted it or set it to None; untie before removing "
-                        "a parameter"
-                    )
-                )
+                raise self.refuse(gone(key))
             yield key, found
 
     @property
@@ -168,13 +172,26 @@ class TieGroup:
         sources = [(*self.places[o], self.resolved.owners[o]) for o in e.owners]
         return Link(self, key, e, sources, self.shapes[key])
 
+    def within(self, modules: Container[nn.Module]) -> bool:
+        """Whether every site is in one of these modules."""
+        return all(place.module in modules for place in self.places.values())
+
+    def copied_whole(self, memo: dict[int, Any]) -> bool:
+        """Whether the deepcopy that keeps this memo is copying all of the group: a module
+        that was known to contain it when it was tied, or one made later.
+        """
+        if id(self) in memo:
+            return memo[id(self)] is not None
+        if any(id(m) in memo for m in self.scope):
+            return True
+        return any(self.within(set(root.modules())) for root in _being_copied(memo))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> TieGroup | None:
-        inside = [m for m in self.scope if id(m) in memo]
-        if not inside:
+        if not self.copied_whole(memo):
             return None  # part of the group is being copied without the rest
         new = TieGroup({}, dict(self.shapes), [], self.resolved)
         memo[id(self)] = new
-        new.scope = [memo[id(m)] for m in inside]
+        new.scope = [memo[id(m)] for m in self.scope if id(m) in memo]
         for key, place in self.places.items():
             new.places[key] = Place(copy.deepcopy(place.module, memo), place.attr)
         for tie in self.ties:
@@ -304,6 +321,19 @@ class Link:
                     owner.values(torch.zeros(owner.shape, dtype=dtype))
 
 
+def _being_copied(memo: dict[int, Any]) -> Iterator[nn.Module]:
+    """The modules that the deepcopy with this memo was asked for, outermost last: a memo
+    holds no more than the numbers of what is being copied.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is copy.deepcopy.__code__:
+            found = frame.f_locals
+            if found.get("memo") is memo and isinstance(found["x"], nn.Module):
+                yield found["x"]
+        frame = frame.f_back
+
+
 _living: WeakSet[TieGroup] = WeakSet()
 _changing = threading.Lock()
 
@@ -329,11 +359,14 @@ def groups_at(modules: Iterable[nn.Module]) -> list[TieGroup]:
 
 
 class _Token:
-    """Pickled before a group. A pickler keeps what it has pickled alive, so a live token
-    means that a whole group is being pickled; a failed pickle leaves none behind.
+    """Pickled before some groups. A pickler keeps what it has pickled alive, so a live token
+    means that those groups are being pickled whole; a failed pickle leaves none behind.
     """
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "groups")
+
+    def __init__(self, groups: Iterable[TieGroup] = ()) -> None:
+        self.groups = {id(g) for g in groups}
 
     def __reduce__(self) -> tuple[Any, ...]:
         _tokens.add(self)
@@ -347,12 +380,13 @@ def refuse_alone(link: Link) -> None:
     """Raise Unsupported unless a whole group is being pickled: a derived site pickled alone
     would drag its owner along unseen.
     """
-    if not _tokens:
+    if not any(id(link.group) in token.groups for token in _tokens):
         raise link.group.refuse(
             Unsupported(
                 f"{link.key!r} is tied to a parameter elsewhere and cannot be "
-                "pickled alone; pickle a module that contains the whole tie, or copy.deepcopy "
-                "the part first (the copy is independent)"
+                "pickled alone; pickle the model that was tied (a module made later must hold "
+                "it ahead of its parts), or copy.deepcopy the part first (the copy is "
+                "independent)"
             )
         )
 
@@ -373,14 +407,15 @@ class Mark:
             if copied is None:
                 continue
             new.groups.append(copied)
-            # the module that carries this mark may be copied after the group was
-            here = next(m for m in group.scope if m.__dict__.get(MARK) is self)
-            if not any(m is memo[id(here)] for m in copied.scope):
-                copied.scope.append(memo[id(here)])
+            # the module that carries this mark may be copied after the group was; it may also
+            # be a shallow copy of one that the group knows, whose copy is found when asked
+            here = [m for m in group.scope if m.__dict__.get(MARK) is self and id(m) in memo]
+            if here and not any(m is memo[id(here[0])] for m in copied.scope):
+                copied.scope.append(memo[id(here[0])])
         return new
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_unmark, (_Token(), self.groups))
+        return (_unmark, (_Token(self.groups), self.groups))
 
 
 def _unmark(_token: _Token, groups: list[TieGroup]) -> Mark:

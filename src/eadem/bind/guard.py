@@ -10,14 +10,21 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
 
 from eadem.bind.group import LINKS, Link, Place, TieGroup, living
 from eadem.bind.names import Sites
-from eadem.errors import NotAParameter, Unsupported
+from eadem.errors import NotAParameter, TieBroken, Unsupported
 
 __all__ = ["freeze", "known_as", "refuse_replicas", "refuse_script", "register"]
 
@@ -89,6 +96,79 @@ def _refuse_to_move(module: nn.Module, name: str, param: nn.Parameter) -> None:
 register_module_parameter_registration_hook(_refuse_to_move)
 
 
+def _refuse_to_resize(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+    """Registration hook: an owner of a tie is not replaced by a parameter of another shape,
+    which no site could be computed from.
+    """
+    held = module._parameters.get(name)
+    if torch.compiler.is_compiling() or held is None or param is None or param is held:
+        return
+    if isinstance(param, UninitializedParameter) or param.shape == held.shape:
+        return
+    for group in living():
+        key = group.keys.get(Place(module, name))
+        if key in group.resolved.owners:
+            raise group.refuse(
+                TieBroken(
+                    f"{key!r} holds free values of shape {tuple(held.shape)} for the tied "
+                    f"sites {_some(list(group.places))}, and was given a parameter of shape "
+                    f"{tuple(param.shape)}. eadem.untie them, put the new parameters in place, "
+                    "and tie again"
+                )
+            )
+
+
+register_module_parameter_registration_hook(_refuse_to_resize)
+
+
+def _refuse_to_leave(module: nn.Module, name: str, new: nn.Module | None) -> None:
+    """Registration hook: a module is not replaced where some sites of a tie would leave the
+    model with it while others stay. One that wraps the old module may come in its place.
+    """
+    old = module._modules.get(name) if module.__dict__.get("_modules") else None
+    if torch.compiler.is_compiling() or old is None or old is new:
+        return
+    groups = living()
+    if not groups:
+        return
+    leaving = set(old.modules()).difference(() if new is None else new.modules())
+    for group in groups:
+        keys = [key for key, place in group.places.items() if place.module in leaving]
+        if not 0 < len(keys) < len(group.places):
+            continue
+        left = _reached(group.scope, (module, name))
+        gone = [key for key in keys if group.places[key].module not in left]
+        if module in left and gone:
+            raise group.refuse(
+                TieBroken(
+                    f"{name!r} of {type(module).__name__} cannot be replaced: "
+                    f"{_some(gone)} would leave the model, tied to "
+                    f"{_some([k for k in group.places if k not in gone])}, which would stay. "
+                    f"eadem.untie {'it' if len(gone) == 1 else 'them'} first, put the new "
+                    "module in place, and tie again"
+                )
+            )
+
+
+register_module_module_registration_hook(_refuse_to_leave)
+
+
+def _reached(roots: Iterable[nn.Module], but: tuple[nn.Module, str]) -> set[nn.Module]:
+    """The modules below some, not going by one name of one module."""
+    found: set[nn.Module] = set()
+    todo = list(roots)
+    while todo:
+        module = todo.pop()
+        if module not in found:
+            found.add(module)
+            todo += [
+                m
+                for name, m in module._modules.items()
+                if m is not None and not (module is but[0] and name == but[1])
+            ]
+    return found
+
+
 def _moved(group: TieGroup, key: str, name: str) -> Unsupported:
     return group.refuse(
         Unsupported(
@@ -122,6 +202,30 @@ def refuse_replicas(self: nn.Module) -> nn.Module:
             f"{owners}; use DistributedDataParallel"
         )
     )
+
+
+_register_parametrization = parametrize.register_parametrization
+
+
+@functools.wraps(_register_parametrization)
+def _parametrize_or_refuse(
+    module: nn.Module, tensor_name: str, *args: Any, **kwargs: Any
+) -> nn.Module:
+    """torch's `register_parametrization`, which takes a parameter away from its module."""
+    for group in living():
+        key = group.keys.get(Place(module, tensor_name))
+        if key is not None:
+            raise group.refuse(
+                Unsupported(
+                    f"{key!r} is tied ({_some(list(group.places))}) and cannot be given a "
+                    "parametrization of torch's; tie it through a map that says the same, "
+                    "parametrize eadem.twin(model), or untie the site"
+                )
+            )
+    return _register_parametrization(module, tensor_name, *args, **kwargs)
+
+
+parametrize.register_parametrization = _parametrize_or_refuse
 
 
 _get_parameter = nn.Module.get_parameter

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -44,9 +47,14 @@ def load_hook(
     the sites disagree, RecordError where one tie mixes both forms.
     """
     groups = marks(module)
-    if not groups:
-        return
-    names = Sites(module).names
+    if groups:
+        _settle_all(groups, state, Sites(module), prefix)
+
+
+def _settle_all(
+    groups: list[TieGroup], state: dict[str, Any], sites: Sites, prefix: str = ""
+) -> None:
+    names = sites.names
     changes = []
     for group in groups:
         keys = {k: prefix + names[p] for k, p in group.places.items() if p in names}
@@ -58,6 +66,61 @@ def load_hook(
         for key in drop:
             state.pop(key, None)
         state.update(thetas)
+
+
+_load_state_dict = nn.Module.load_state_dict
+
+
+@functools.wraps(_load_state_dict)
+def _load_settled(
+    self: nn.Module, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any
+) -> Any:
+    """torch's `load_state_dict`, which writes module by module. The hook above sees a tie
+    when its turn comes; here every tie of which something is below is settled before
+    anything is written: those of a model inside, those of modules that this one was given
+    after they were tied, and those that reach outside of it.
+    """
+    sites = Sites(self)
+    if (sites.groups or sites.parts) and isinstance(state_dict, Mapping):
+        metadata = getattr(state_dict, "_metadata", None)
+        state_dict = OrderedDict(state_dict)
+        if metadata is not None:
+            state_dict._metadata = metadata  # type: ignore[attr-defined]
+        _settled_elsewhere(sites, state_dict)
+    return _load_state_dict(self, state_dict, *args, **kwargs)
+
+
+nn.Module.load_state_dict = _load_settled  # type: ignore[method-assign]
+
+
+@on_cpu()
+def _settled_elsewhere(sites: Sites, state: Any) -> None:
+    known = marks(sites.model)
+    found = [g for g in sites.groups if g not in known]
+    if found:
+        _settle_all(found, state, sites)
+    for group in sites.parts:
+        names = sites.names
+        keys = {k: names[p] for k, p in group.places.items() if p in names}
+        given = {
+            k: state[n]
+            for k, n in keys.items()
+            if isinstance(state.get(n), Tensor) and tuple(state[n].shape) == group.shapes[k]
+        }
+        if len(given) > 1:
+            _, worst = lifted(group, given)
+            if worst is not None:
+                raise group.refuse(_conflict(keys, worst))
+
+
+def _conflict(keys: Mapping[str, str], worst: tuple[float, str]) -> TieConflict:
+    sites = ", ".join(list(keys.values())[:4])
+    return TieConflict(
+        f"the checkpoint's values for the tied sites {sites} disagree: the largest "
+        f"difference is {worst[0]:.6g}, at {keys[worst[1]]!r}. Nothing was loaded; "
+        "load them into an untied model and tie it with start='mean', or untie this "
+        "one first"
+    )
 
 
 def _settle(
@@ -106,15 +169,7 @@ def _settle(
     refuse_full(full_form, [p for _, p in group.owner_parameters()])
     thetas, worst = lifted(group, given)
     if worst is not None:
-        sites = ", ".join(list(keys.values())[:4])
-        raise group.refuse(
-            TieConflict(
-                f"the checkpoint's values for the tied sites {sites} disagree: the largest "
-                f"difference is {worst[0]:.6g}, at {keys[worst[1]]!r}. Nothing was loaded; "
-                "load them into an untied model and tie it with start='mean', or untie this "
-                "one first"
-            )
-        )
+        raise group.refuse(_conflict(keys, worst))
     return absent + [keys[k] for k in given], {keys[o]: t for o, t in thetas.items()}
 
 

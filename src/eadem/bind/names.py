@@ -18,7 +18,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from eadem._plan.site import parse
-from eadem.bind.group import LINKS, MARK, ORDER, Place, TieGroup
+from eadem.bind.group import LINKS, MARK, ORDER, Place, TieGroup, gone
 from eadem.bind.split import refuse_split
 from eadem.errors import NoSuchSite, TieBroken, Unsupported, nearest
 from eadem.maps.base import Shape
@@ -60,15 +60,19 @@ _registrations = _Registrations()
 
 
 class _Walk:
-    """What one walk over a model's modules finds: the groups it contains, and whether every
-    module and every parameter has one name.
+    """What one walk over a model's modules finds: the groups it contains (those marked on it,
+    and those whose sites are all in it, though it was made after they were tied), the groups
+    of which it has derived sites but not all, and whether every module and every parameter
+    has one name.
     """
 
     _held: list[ref[TieGroup]]
+    _parts: list[ref[TieGroup]]
 
     def __init__(self, model: nn.Module) -> None:
         self.version = _registrations.count
         groups: list[TieGroup] = []
+        linked: list[TieGroup] = []
         modules, held = [], []
         seen: set[int] = set()
         stack: list[nn.Module | None] = [model]
@@ -84,12 +88,23 @@ class _Walk:
                 stack += contents["_modules"].values()
             if MARK in contents:
                 for g in contents[MARK].groups:
+                    if module not in g.scope:  # a copy of one that the group knows
+                        g.scope.append(module)
                     if id(g) not in seen:
                         seen.add(id(g))
                         groups.append(g)
+            if LINKS in contents:
+                linked += [link.group for link in contents[LINKS].values()]
+        inside = set(modules)
+        parts: list[TieGroup] = []
+        for g in linked:
+            if id(g) not in seen:
+                seen.add(id(g))
+                (groups if g.within(inside) else parts).append(g)
         self.groups = groups
+        self._parts = [ref(g) for g in parts]
         present = [id(p) for p in held if p is not None]
-        self.simple = len(modules) == len(set(modules)) and len(present) == len(set(present))
+        self.simple = len(modules) == len(inside) and len(present) == len(set(present))
 
     @property
     def groups(self) -> list[TieGroup]:
@@ -99,6 +114,11 @@ class _Walk:
     @groups.setter
     def groups(self, groups: list[TieGroup]) -> None:
         self._held = [ref(g) for g in groups]
+
+    @property
+    def parts(self) -> list[TieGroup]:
+        """The groups of which some derived site is here, but not every site."""
+        return [g for r in self._parts if (g := r()) is not None]
 
 
 _walked: WeakKeyDictionary[nn.Module, _Walk] = WeakKeyDictionary()
@@ -127,6 +147,8 @@ class Sites:
         if known is None or known.version != _registrations.count:
             known = _walked[model] = _Walk(model)
         self.groups: list[TieGroup] = known.groups
+        #: the groups that reach outside of the model
+        self.parts: list[TieGroup] = known.parts
         #: whether every module and every parameter has one name
         self.simple = known.simple
         self._named: dict[str, Place] = {}
@@ -237,7 +259,10 @@ class Sites:
                 f"a {type(place.module).__name__} whose {place.attr!r} is tied is no longer in "
                 f"this {type(self.model).__name__}; put it back and untie it before removing it"
             )
-        return f"{prefix}.{place.attr}" if prefix else place.attr
+        name = f"{prefix}.{place.attr}" if prefix else place.attr
+        if not _holds(*place):
+            raise gone(name)
+        return name
 
     def shape(self, name: str) -> Shape:
         """The shape of the site (not of the θ that its parameter may hold)."""

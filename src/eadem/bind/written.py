@@ -297,6 +297,15 @@ def assign(link: Link, value: Any, source: str | None = None) -> None:
             )
         )
     value = full(value.detach())
+    empty = [k for k, p in link.group.owner_parameters() if p.is_meta]
+    if empty and not value.is_meta:
+        raise link.group.refuse(
+            TieBroken(
+                f"{name!r} was given values, and its free values ({', '.join(empty[:4])}) are "
+                "on meta and cannot take them; load the whole model, or call "
+                "model.to_empty(device=...) first"
+            )
+        )
     known = first(link.group.resolved, {link.key: value}, _held(link))
     thetas = {k: known.thetas[k].to(p.device, p.dtype) for (k, _), p in _owners(link)}
     roots = [o.values(thetas[k]).reshape(-1) for k, o in link.owners()]
