@@ -59,6 +59,7 @@ if _TYPE_CHECKING:
     from .maps import Palindrome as Palindrome
     from .maps import Permute as Permute
     from .maps import Positive as Positive
+    from .maps import ReverseComplement as ReverseComplement
     from .maps import Rotate as Rotate
     from .maps import Same as Same
     from .maps import Scale as Scale
@@ -112,6 +113,7 @@ _HOME = {
         "Palindrome",
         "Permute",
         "Positive",
+        "ReverseComplement",
         "Rotate",
         "Same",
         "Scale",
