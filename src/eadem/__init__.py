@@ -34,6 +34,7 @@ if _TYPE_CHECKING:
     from .bind import check as check
     from .bind import check_optimizers as check_optimizers
     from .bind import counts as counts
+    from .bind import expanded as expanded
     from .bind import explain as explain
     from .bind import plan as plan
     from .bind import tie as tie
@@ -87,6 +88,7 @@ _HOME = {
         "check",
         "check_optimizers",
         "counts",
+        "expanded",
         "explain",
         "plan",
         "tie",
