@@ -30,6 +30,7 @@ from eadem.groups.invariants import (
     random_words,
 )
 from eadem.groups.representation import Representation
+from eadem.groups.signed import Signed
 from eadem.maps.base import Constant, LinearMap, Shape, numel
 
 __all__ = ["Isotypic", "decompose"]
@@ -54,29 +55,18 @@ def decompose(parts: Parts) -> tuple[Tensor, ...]:
     Raises NoEquivariantMap, and GroupError where the parts found are not what the characters
     say.
     """
-    rows, columns, one = parts
-    random = np.random.default_rng(0)
-
-    def commuting(a: Representation, b: Representation) -> Floats:
-        drawn = random.standard_normal((a.size, b.size, 1))
-        return np.asarray(average((a, b, one), drawn)[:, :, 0])
-
+    rows, columns, _ = parts
     size = dimension(*parts)
     if size == 0:
         raise nothing(rows, columns)
-    own = [commuting(columns, columns)]
-    left = own[0] if rows == columns else commuting(rows, rows)
-    joined = commuting(rows, columns)
-    outs, ins = _eigenspaces(left), _eigenspaces(own[0])
-    if any(p.shape[1] % 4 == 0 for p in ins):  # quaternionic kinds need three more
-        own += [commuting(columns, columns) for _ in range(2)]
-    kinds = _kinds(outs, ins, joined, own)
+    kinds = _by_angle(parts) if len(rows.images) == 1 else _by_average(parts)
     layout = [(len(k.outs), len(k.ins), k.commutant.shape[1], len(k.commutant)) for k in kinds]
-    if sum(a * b * k for a, b, _, k in layout) != size:
+    found = sum(a * b * k for a, b, _, k in layout)
+    if found != size:
         raise GroupError(
-            f"the irreducible parts of {rows} and {columns} leave "
-            f"{sum(a * b * k for a, b, _, k in layout)} dimensions where their characters say "
-            f"{size}; the matrices are ill-conditioned or no representation"
+            f"the irreducible parts of {rows} and {columns} leave {found} dimensions where "
+            f"their characters say {size}; the matrices are ill-conditioned or no "
+            "representation"
         )
     stacked = (
         np.concatenate([p for k in kinds for p in k.outs], axis=1),
@@ -85,6 +75,64 @@ def decompose(parts: Parts) -> tuple[Tensor, ...]:
         np.concatenate([k.commutant.reshape(-1) for k in kinds]),
     )
     return tuple(torch.from_numpy(np.ascontiguousarray(s)) for s in stacked)
+
+
+def _by_angle(parts: Parts) -> list[_Kind]:
+    """The parts under one generator: the planes that it turns by each of its angles."""
+    found = [_planes(rep) for rep in parts[:2]]
+    turn = np.array([[0.0, -1.0], [1.0, 0.0]])
+    commutants = {1: _commutant([np.eye(1)]), 2: _commutant([turn])}
+    return [
+        _Kind(planes, found[1][k], commutants[planes[0].shape[1]])
+        for k, planes in found[0].items()
+        if k in found[1]
+    ]
+
+
+def _planes(rep: Representation) -> dict[int, list[Floats]]:
+    """For each k, orthonormal pairs (v, Jv) that the generator turns by 360°·k/n; for the
+    angles 0° and 180°, single columns.
+    """
+    n = rep.group.order
+    image = rep.images[0]
+    turn = image.matrix() if isinstance(image, Signed) else image
+    cosines, vectors = np.linalg.eigh((turn + turn.T) / 2)
+    angle = np.round(np.arccos(cosines.clip(-1, 1)) * n / (2 * np.pi)).astype(np.int64)
+    skew = (turn - turn.T) / 2 @ vectors
+    random = np.random.default_rng(0)
+    found: dict[int, list[Floats]] = {}
+    for k in np.unique(angle).tolist():
+        at = np.flatnonzero(angle == k)
+        basis = vectors[:, at]
+        if k == 0 or 2 * k == n:
+            found[k] = [basis[:, [i]] for i in range(len(at))]
+            continue
+        j = basis.T @ skew[:, at] / np.sin(2 * np.pi * k / n)
+        drawn = random.standard_normal(j.shape)
+        drawn = drawn + drawn.T
+        _, pairs = np.linalg.eigh(drawn + j @ drawn @ j.T)  # each eigenvalue twice
+        first = pairs[:, ::2]
+        both = basis @ first, basis @ (j @ first)
+        found[k] = [np.stack([v, w], axis=1) for v, w in zip(both[0].T, both[1].T, strict=True)]
+    return found
+
+
+def _by_average(parts: Parts) -> list[_Kind]:
+    """The parts of any group: eigenspaces of averaged random matrices."""
+    rows, columns, one = parts
+    random = np.random.default_rng(0)
+
+    def commuting(a: Representation, b: Representation) -> Floats:
+        drawn = random.standard_normal((a.size, b.size, 1))
+        return np.asarray(average((a, b, one), drawn)[:, :, 0])
+
+    own = [commuting(columns, columns)]
+    left = own[0] if rows == columns else commuting(rows, rows)
+    joined = commuting(rows, columns)
+    outs, ins = _eigenspaces(left), _eigenspaces(own[0])
+    if any(p.shape[1] % 4 == 0 for p in ins):  # quaternionic kinds need three more
+        own += [commuting(columns, columns) for _ in range(2)]
+    return _kinds(outs, ins, joined, own)
 
 
 def _eigenspaces(commuting: Floats) -> list[Floats]:
