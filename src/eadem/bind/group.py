@@ -276,7 +276,11 @@ class Link:
         if self.same:
             return thetas[0]
         if self.direct is not None:
-            return self.direct.expand(thetas[0].reshape(-1)).view(self.shape)
+            theta = thetas[0]
+            flat = (
+                theta if theta.ndim == 1 else theta.reshape(-1)
+            )  # a view is work for autograd
+            return self.direct.expand(flat).view(self.shape)
         outer = self.expression.outer
         if not thetas:
             assert self.like is not None
