@@ -276,10 +276,8 @@ class Link:
         if self.same:
             return thetas[0]
         if self.direct is not None:
-            theta = thetas[0]
-            flat = (
-                theta if theta.ndim == 1 else theta.reshape(-1)
-            )  # a view is work for autograd
+            theta = thetas[0]  # a view of it would be work for autograd
+            flat = theta if theta.ndim == 1 else theta.reshape(-1)
             return self.direct.expand(flat).view(self.shape)
         outer = self.expression.outer
         if not thetas:

@@ -6,15 +6,15 @@
 """
 
 from .equivariant import Equivariant as Equivariant
+from .families import Cyclic as Cyclic
+from .families import Dihedral as Dihedral
+from .families import Octahedral as Octahedral
+from .families import Product as Product
+from .families import ReverseComplement as ReverseComplement
+from .families import Symmetric as Symmetric
 from .generated import Generated as Generated
 from .generated import generated as generated
-from .group import Cyclic as Cyclic
-from .group import Dihedral as Dihedral
 from .group import Group as Group
-from .group import Octahedral as Octahedral
-from .group import Product as Product
-from .group import ReverseComplement as ReverseComplement
-from .group import Symmetric as Symmetric
 from .lie import Lie as Lie
 from .lie import lie as lie
 from .lie import lorentz as lorentz

@@ -11,18 +11,8 @@ import torch
 from torch import Tensor
 
 from eadem.errors import GroupError
-from eadem.groups.group import (
-    ELEMENTS,
-    Group,
-    Matrix,
-    Places,
-    Relation,
-    Word,
-    _cyclic_chain,
-    compose_points,
-    enumerate_by,
-    snapped,
-)
+from eadem.groups.families import compose_points, cyclic_chain, enumerate_by
+from eadem.groups.group import ELEMENTS, Group, Matrix, Places, Relation, Word, snapped
 from eadem.maps.base import outside
 
 __all__ = ["Generated", "generated"]
@@ -122,7 +112,7 @@ class Generated(Group):
     def chain(self) -> tuple[tuple[Word, ...], ...]:
         """Sets of words whose products are the elements."""
         if len(self.given) == 1:
-            return _cyclic_chain(0, self.order)
+            return cyclic_chain(0, self.order)
         return super().chain
 
 

@@ -7,16 +7,16 @@ from typing import Any
 from torch import Tensor
 
 from eadem.errors import GroupError
-from eadem.groups.generated import Generated
-from eadem.groups.group import (
+from eadem.groups.families import (
     Cyclic,
     Dihedral,
-    Group,
     Octahedral,
     Product,
     ReverseComplement,
     Symmetric,
 )
+from eadem.groups.generated import Generated
+from eadem.groups.group import Group
 from eadem.groups.lie import Lie
 from eadem.groups.representation import Representation
 
