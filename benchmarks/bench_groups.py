@@ -51,9 +51,14 @@ def ours(group: Group) -> nn.Sequential:
     rep = group.regular(CHANNELS // group.order)
 
     def conv() -> nn.Module:
-        return equivariant(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), rep, rep)
+        return nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
 
-    return nn.Sequential(conv(), nn.ReLU(), conv())
+    model = nn.Sequential(conv(), nn.ReLU(), conv())
+    via = eadem.Equivariant(rep, rep)
+    with eadem.plan(model):
+        for name in ("0.weight", "0.bias", "2.weight", "2.bias"):
+            eadem.tie(model, name, via=via)
+    return model
 
 
 def theirs(package: Any, name: str, group: Group) -> tuple[nn.Module, Callable[[Tensor], Any]]:

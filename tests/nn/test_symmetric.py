@@ -151,8 +151,10 @@ def test_what_else_is_refused():
         equivariant(nn.Conv2d(4, 4, 3, stride=2), rep, rep)
     with pytest.raises(Unsupported, match="not Bilinear"):
         equivariant(nn.Bilinear(4, 4, 4), rep, rep)
+    layer = nn.Linear(2, 2)
     with pytest.raises(NoEquivariantMap):
-        equivariant(nn.Linear(2, 2), C4.sign(2), C4.sign(2))
+        equivariant(layer, C4.sign(2), C4.sign(2))
+    assert not eadem.ties(layer)
     with pytest.raises(SymmetryBroken, match="pool its parts"):
         GroupPool(C4.sign(2))
     with pytest.raises(ValueError, match="widths"):

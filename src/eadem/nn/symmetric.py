@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from eadem.bind import tie
+from eadem.bind import Tie, plan, tie
 from eadem.errors import SymmetryBroken, Unsupported
 from eadem.groups import Equivariant, Group, Representation
 from eadem.groups.signed import Signed
@@ -81,10 +81,23 @@ def equivariant(
     >>> sum(p.numel() for p in conv.parameters())
     74
     """
-    via: Map = Equivariant(in_rep, out_rep, space)
+    _tie_layer(layer, "", layer, (in_rep, out_rep), in_size, space)
+    return layer
+
+
+def _tie_layer(
+    model: nn.Module,
+    prefix: str,
+    layer: nn.Module,
+    reps: tuple[Representation, Representation],
+    in_size: int | Sequence[int] | None,
+    space: Representation | None = None,
+) -> None:
+    """Tie `layer`, whose parameters' names in `model` begin with `prefix`."""
+    via: Map = Equivariant(*reps, space)
     if isinstance(layer, (*_CONVOLUTIONS, *_TRANSPOSED)):
         ndim = len(layer.kernel_size)
-        if _moves(in_rep.group, ndim, space):
+        if _moves(reps[0].group, ndim, space):
             check_geometry(layer, _sides(in_size, ndim))
         on_weight: Map = Transpose(0, 1) @ via if isinstance(layer, _TRANSPOSED) else via
     elif isinstance(layer, nn.Linear | nn.GroupNorm):
@@ -94,24 +107,26 @@ def equivariant(
             f"equivariant() ties nn.Linear, convolutions and nn.GroupNorm, not "
             f"{type(layer).__name__}; use eadem.tie with via=Equivariant(in_rep, out_rep)"
         )
-    if layer.weight is not None:
-        _tied_at_scale(layer, on_weight)
-    if layer.bias is not None:
-        tie(layer, "bias", via=via)
-    return layer
+    given: Any = layer
+    drawn = None if given.weight is None else float(given.weight.detach().norm())
+    bound = None
+    with plan(model):
+        if drawn is not None:
+            bound = tie(model, prefix + "weight", via=on_weight)
+        if given.bias is not None:
+            tie(model, prefix + "bias", via=via)
+    if bound is not None and drawn is not None:
+        _rescale(given.weight, drawn, on_weight, bound)
 
 
-def _tied_at_scale(layer: nn.Module, via: Map) -> None:
-    """Tie a weight, keeping the size that it was drawn with.
+def _rescale(weight: Tensor, drawn: float, via: Map, bound: Tie) -> None:
+    """Make a weight as large as it was drawn.
 
     Orbits hold drawn values themselves. A basis, or an interpolation, takes the nearest
     weight, which is smaller: a projection on k of n dimensions by the root of k/n.
     """
-    given: Any = layer
-    drawn = float(given.weight.detach().norm())
-    bound = tie(layer, "weight", via=via)
-    phi = via.bind(tuple(given.weight.shape))
-    left = float(given.weight.detach().norm())
+    phi = via.bind(tuple(weight.shape))
+    left = float(weight.detach().norm())
     if left > 0 and isinstance(phi, LinearMap) and phi.index() is None:
         with torch.no_grad():
             bound.theta.mul_(drawn / left)
@@ -332,13 +347,13 @@ def group_cnn(
     conv: Any = _CONVOLUTIONS[ndim - 1]
     pool: Any = _POOLS[ndim - 1]
     layers: list[nn.Module] = []
+    reps: dict[int, tuple[Representation, Representation]] = {}
     rep, side = group.trivial(in_channels), in_size
     for i, width in enumerate(widths):
         out = group.regular(width)
-        made = conv(rep.size, out.size, kernel_size, padding=kernel_size // 2)
-        layers.append(equivariant(made, rep, out, side))
-        layers.append(equivariant(nn.GroupNorm(width, out.size), out, out))
-        layers.append(nn.ReLU())
+        reps |= {len(layers): (rep, out), len(layers) + 1: (out, out)}
+        layers.append(conv(rep.size, out.size, kernel_size, padding=kernel_size // 2))
+        layers += [nn.GroupNorm(width, out.size), nn.ReLU()]
         side = side + 2 * (kernel_size // 2) - kernel_size + 1
         if i + 1 < len(widths) and side % 2 == 0 and side > 2:
             layers.append(pool(2))
@@ -348,5 +363,10 @@ def group_cnn(
     layers += [GroupPool(rep), everywhere[ndim - 1](1), nn.Flatten()]
     layers.append(nn.Linear(widths[-1], classes))
     model = nn.Sequential(*layers)
+    for i, (
+        given,
+        taken,
+    ) in reps.items():  # from the whole, which then keeps values per forward
+        _tie_layer(model, f"{i}.", model[i], (given, taken), None)
     check_symmetry(model, group.trivial(in_channels), (in_size,) * ndim)
     return model
