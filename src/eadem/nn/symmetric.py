@@ -363,10 +363,7 @@ def group_cnn(
     layers += [GroupPool(rep), everywhere[ndim - 1](1), nn.Flatten()]
     layers.append(nn.Linear(widths[-1], classes))
     model = nn.Sequential(*layers)
-    for i, (
-        given,
-        taken,
-    ) in reps.items():  # from the whole, which then keeps values per forward
+    for i, (given, taken) in reps.items():  # as one model: values are kept for its forward
         _tie_layer(model, f"{i}.", model[i], (given, taken), None)
     check_symmetry(model, group.trivial(in_channels), (in_size,) * ndim)
     return model
