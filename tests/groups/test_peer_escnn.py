@@ -8,7 +8,9 @@ from eadem.groups import Cyclic, Dihedral, Equivariant
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    gspaces = pytest.importorskip("escnn.gspaces", reason="escnn is not installed")
+    gspaces = pytest.importorskip(
+        "escnn.gspaces", reason="escnn is not installed", exc_type=ImportError
+    )
     from escnn import nn
 
 
