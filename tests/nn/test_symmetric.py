@@ -240,3 +240,10 @@ def test_layers_share_a_filter_that_is_equivariant():
     assert eadem.counts(model).free == 36 + 1
     x = torch.randn(1, 4, 6, 6, dtype=torch.float64)
     assert eadem.certify(model.double(), C4, x, in_rep=rep, out_rep=rep).relative <= 1e-12
+
+
+def test_a_summary_writes_maps_as_one_declares_them():
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, bias=False))
+    eadem.tie(model, "0.weight", via=eadem.Equivariant(C4.regular(1), C4.regular(2)))
+    text = str(eadem.summary(model)).replace("\n", " ")
+    assert "Equivariant(Cyclic(4).regular(1)," in text
