@@ -106,11 +106,13 @@ def test_none_or_a_stranger_is_refused(system: System, name: str) -> None:
             _assert_found(model, system, name)
 
 
-@pytest.mark.parametrize("system", SYSTEMS[:3], ids=lambda s: s.name)
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda s: s.name)
 @pytest.mark.parametrize("new", [nn.Identity, lambda: None], ids=["another", "none"])
 def test_a_module_with_part_of_a_tie_is_not_replaced(system: System, new: Any) -> None:
     """`model.head = nn.Linear(…)` would take a site out of its tie."""
     for name in system.sites:
+        if "." not in name:
+            continue  # on the model itself
         model = system.tied()
         before, inner = snapshot(model), name.rpartition(".")[0]
         with pytest.raises(eadem.TieBroken, match=rf"{inner}.* would leave .* eadem\.untie"):

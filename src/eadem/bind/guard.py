@@ -122,8 +122,8 @@ register_module_parameter_registration_hook(_refuse_to_resize)
 
 
 def _refuse_to_leave(module: nn.Module, name: str, new: nn.Module | None) -> None:
-    """Registration hook: a module is not replaced where some sites of a tie would leave the
-    model with it while others stay. One that wraps the old module may come in its place.
+    """Registration hook: a module is not replaced where sites of a tie would leave with it the
+    model on which they were tied. One that wraps the old module may come in its place.
     """
     old = module._modules.get(name) if module.__dict__.get("_modules") else None
     if torch.compiler.is_compiling() or old is None or old is new:
@@ -134,18 +134,19 @@ def _refuse_to_leave(module: nn.Module, name: str, new: nn.Module | None) -> Non
     leaving = set(old.modules()).difference(() if new is None else new.modules())
     for group in groups:
         keys = [key for key, place in group.places.items() if place.module in leaving]
-        if not 0 < len(keys) < len(group.places):
+        if not keys:
             continue
-        left = _reached(group.scope, (module, name))
+        left = _reached((m for m in group.scope if m not in leaving), (module, name))
         gone = [key for key in keys if group.places[key].module not in left]
         if module in left and gone:
+            stay = [k for k in group.places if k not in gone]
+            tied = f", tied to {_some(stay)}, which would stay" if stay else " with a tie"
             raise group.refuse(
                 TieBroken(
                     f"{name!r} of {type(module).__name__} cannot be replaced: "
-                    f"{_some(gone)} would leave the model, tied to "
-                    f"{_some([k for k in group.places if k not in gone])}, which would stay. "
-                    f"eadem.untie {'it' if len(gone) == 1 else 'them'} first, put the new "
-                    "module in place, and tie again"
+                    f"{_some(gone)} would leave the model{tied}. eadem.untie "
+                    f"{'it' if len(gone) == 1 else 'them'} first, put the new module in "
+                    "place, and tie again"
                 )
             )
 
