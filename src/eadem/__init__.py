@@ -34,6 +34,7 @@ if _TYPE_CHECKING:
     from .bind import check as check
     from .bind import check_optimizers as check_optimizers
     from .bind import counts as counts
+    from .bind import expanded as expanded
     from .bind import explain as explain
     from .bind import plan as plan
     from .bind import tie as tie
@@ -59,6 +60,7 @@ if _TYPE_CHECKING:
     from .maps import Palindrome as Palindrome
     from .maps import Permute as Permute
     from .maps import Positive as Positive
+    from .maps import ReverseComplement as ReverseComplement
     from .maps import Rotate as Rotate
     from .maps import Same as Same
     from .maps import Scale as Scale
@@ -86,6 +88,7 @@ _HOME = {
         "check",
         "check_optimizers",
         "counts",
+        "expanded",
         "explain",
         "plan",
         "tie",
@@ -112,6 +115,7 @@ _HOME = {
         "Palindrome",
         "Permute",
         "Positive",
+        "ReverseComplement",
         "Rotate",
         "Same",
         "Scale",

@@ -8,7 +8,7 @@ from torch import nn
 
 import eadem
 from eadem.errors import NoEquivariantMap, SymmetryBroken, Unsupported
-from eadem.groups import Cyclic, Dihedral, Octahedral, ReverseComplement
+from eadem.groups import Cyclic, Dihedral, Octahedral, ReverseComplement, Symmetric
 from eadem.nn import GroupPool, check_geometry, check_symmetry, equivariant, group_cnn
 
 C3, C4, D4 = Cyclic(3), Cyclic(4), Dihedral(4)
@@ -190,3 +190,51 @@ def test_the_state_of_a_network_comes_back(tmp_path):
     eadem.load(again, tmp_path / "net.safetensors")
     x = torch.randn(1, 1, 8, 8)
     assert torch.equal(model(x), again(x))
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [(C4.regular(4), C4.regular(4)), (C3.space(2).copies(8), C3.space(2).copies(8))],
+    ids=str,
+)
+def test_a_layer_starts_as_large_as_it_was_drawn(a, b):
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 16, bias=False)
+    drawn = float(layer.weight.detach().square().mean())
+    equivariant(layer, a, b)
+    assert float(layer.weight.detach().square().mean()) == pytest.approx(drawn, rel=0.3)
+
+
+def test_interpolated_filters_start_at_scale_too():
+    torch.manual_seed(0)
+    C8 = Cyclic(8)
+    layer = nn.Conv2d(2, 16, 5, bias=False)
+    drawn = float(layer.weight.detach().norm())
+    equivariant(layer, C8.trivial(2), C8.regular(2))
+    assert float(layer.weight.detach().norm()) == pytest.approx(drawn, rel=1e-5)
+
+
+def test_a_large_group_is_sampled():
+    torch.manual_seed(0)
+    S8 = Symmetric(8)
+    points = S8.points(2)
+    layer = equivariant(nn.Linear(16, 16), points, points).double()
+    x = torch.randn(3, 16, dtype=torch.float64)
+    found = eadem.certify(layer, S8, x, in_rep=points, out_rep=points)
+    assert found.tried == 200
+    assert found.relative <= 1e-12
+    assert not eadem.certify(eadem.twin(layer), S8, x, in_rep=points).holds()
+
+
+def test_layers_share_a_filter_that_is_equivariant():
+    torch.manual_seed(0)
+    rep = C4.regular(1)
+    model = nn.Sequential(
+        nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)
+    )
+    eadem.tie_modules(model, "0", "2")
+    eadem.tie(model, "2.weight", via=eadem.Equivariant(rep, rep))
+    eadem.tie(model, "0.bias", via=eadem.Equivariant(rep, rep))
+    assert eadem.counts(model).free == 36 + 1
+    x = torch.randn(1, 4, 6, 6, dtype=torch.float64)
+    assert eadem.certify(model.double(), C4, x, in_rep=rep, out_rep=rep).relative <= 1e-12

@@ -27,6 +27,8 @@ from eadem.maps.index import Index
 
 __all__ = ["Block", "Blockwise", "bases", "blocks", "exact_index"]
 
+#: Entries of a basis above which irreducible parts are looked for instead.
+DENSE = 2**18
 #: Forms that are m copies, with m as their first argument.
 _MULTIPLES = ("trivial", "regular", "points", "sign", "quotient", "vector")
 
@@ -161,6 +163,18 @@ def bases(
     if not any(f.shape[1] for f in found):
         raise nothing(rows, columns)
     return tuple(found)
+
+
+def by_parts(rows: Representation, columns: Representation, pixels: Representation) -> bool:
+    """Whether a basis of some pair of parts would be large, and irreducible parts will do."""
+    if pixels.size > 1 or rows.group.algebra or not (rows.orthogonal and columns.orthogonal):
+        return False
+    order = rows.group.order
+    return any(
+        (a.rep.size * b.rep.size) ** 2 > DENSE * order
+        for a, b in _pairs(rows, columns)
+        if not (a.rep.exact and b.rep.exact)
+    )
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -21,11 +21,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from eadem.errors import GroupError, ShapeError
-from eadem.groups.basis import Blockwise, bases, exact_index
+from eadem.groups.basis import Blockwise, bases, by_parts, exact_index
 from eadem.groups.interpolated import Interpolated, is_interpolated
+from eadem.groups.isotypic import Isotypic, decompose
 from eadem.groups.representation import Representation
 from eadem.groups.written import group_from, representation_from
 from eadem.maps.base import LinearMap, Shape, outside
@@ -130,7 +132,14 @@ class Equivariant(LinearMap):
         if rows.exact and columns.exact and pixels.exact:
             return Indexed.of(exact_index(rows, columns, pixels), out_shape)
         kept: dict[Shape, tuple[Tensor, ...]] = self.__dict__["_bases"]
-        kept[out_shape] = bases(rows, columns, pixels, kept.get(out_shape))
+        stored = kept.get(out_shape)
+        if stored is None:
+            large = by_parts(rows, columns, pixels)
+            stored = decompose((rows, columns, pixels)) if large else None
+        if stored is not None and len(stored) == 4 and stored[2].dtype == torch.int64:
+            kept[out_shape] = stored
+            return Isotypic((rows, columns, pixels), stored).bind(out_shape)
+        kept[out_shape] = bases(rows, columns, pixels, stored)
         return Blockwise(rows, columns, kept[out_shape]).bind(out_shape)
 
     def infer(self, out_shape: Shape) -> Shape:

@@ -27,6 +27,8 @@ from eadem.maps.base import outside
 
 __all__ = ["Generated", "generated"]
 
+#: The largest `limit`.
+MOST = 10 * ELEMENTS
 #: Matrices that agree to this many decimals are one element.
 DECIMALS = 6
 
@@ -62,6 +64,8 @@ class Generated(Group):
             )
         self.generators = tuple(f"g{i + 1}" for i in range(len(given)))
         self.limit = int(limit)
+        if not 1 <= self.limit <= MOST:
+            raise GroupError(f"limit must be from 1 to {MOST}, not {limit}")
         self.by_points = given[0].ndim == 1
         self.given: list[Any] = [
             _permutation(g) if self.by_points else _matrix(g) for g in given

@@ -58,19 +58,26 @@ def nothing(out_rep: Representation, in_rep: Representation) -> NoEquivariantMap
     )
 
 
-def act(word: Word, parts: Sequence[Representation], values: Tensors) -> NDArray[np.float64]:
-    """g·W for tensors (…, out, in, pixels), which come first in memory order."""
+def act(word: Word, parts: Sequence[Representation], values: Tensors) -> Tensors:
+    """g·W for tensors (…, out, in, pixels)."""
+    if not word:
+        return values
     out_rep, in_rep, grid = parts
-    moved = np.moveaxis(_apply(out_rep.image(word), np.moveaxis(values, -3, 0)), 0, -3)
-    moved = np.moveaxis(_apply(in_rep.image(word), np.moveaxis(moved, -2, 0)), 0, -2)
-    return np.moveaxis(_apply(grid.image(word), np.moveaxis(moved, -1, 0)), 0, -1)
+    moved = _apply(out_rep.image(word), values, -3)
+    moved = _apply(in_rep.image(word), moved, -2)
+    return moved if grid.size == 1 and grid.exact else _apply(grid.image(word), moved, -1)
 
 
-def _apply(image: Signed | Matrix, values: Tensors) -> Tensors:
+def _apply(image: Signed | Matrix, values: Tensors, axis: int) -> Tensors:
     if isinstance(image, Signed):
-        return image.apply(values)
-    flat = values.reshape(len(values), -1)
-    return (image @ flat).reshape(values.shape)
+        return np.moveaxis(image.apply(np.moveaxis(values, axis, 0)), 0, axis)
+    shape = values.shape
+    if axis == -3:
+        flat = values.reshape(*shape[:-2], -1)
+        return np.asarray((image @ flat).reshape(shape))
+    if axis == -2 and shape[-1] == 1:
+        return np.asarray((values[..., 0] @ image.T)[..., None])
+    return np.asarray(image @ values if axis == -2 else values @ image.T)
 
 
 def average(parts: Sequence[Representation], values: Tensors) -> Tensors:

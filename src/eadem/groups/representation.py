@@ -104,10 +104,23 @@ class Representation:
 
     def image(self, word: Word) -> Image:
         """What a word in the generators does."""
-        found: Image = Signed.identity(self.size)
+        found: Image | None = None
         for generator, exponent in word:
-            found = _product(found, _power(self.images[generator], exponent))
-        return found
+            factor = self._generator(generator, exponent)
+            found = factor if found is None else _product(found, factor)
+        return Signed.identity(self.size) if found is None else found
+
+    def _generator(self, generator: int, exponent: int) -> Image:
+        """A power of a generator's image; those of matrices are kept, they build on others."""
+        image = self.images[generator]
+        if isinstance(image, Signed) or exponent < 2:
+            return _power(image, exponent)
+        kept: dict[tuple[int, int], Image] = self.__dict__.setdefault("_powers", {})
+        if (generator, exponent) not in kept:
+            half = self._generator(generator, exponent // 2)
+            square = _product(half, half)
+            kept[generator, exponent] = _product(square, image) if exponent % 2 else square
+        return kept[generator, exponent]
 
     def matrix(self, word: Word) -> Matrix:
         """The same as a matrix, float64."""

@@ -18,7 +18,7 @@ from eadem.bind import tie
 from eadem.errors import SymmetryBroken, Unsupported
 from eadem.groups import Equivariant, Group, Representation
 from eadem.groups.signed import Signed
-from eadem.maps import Map, Transpose
+from eadem.maps import LinearMap, Map, Transpose
 
 __all__ = ["GroupPool", "check_geometry", "check_symmetry", "equivariant", "group_cnn"]
 
@@ -72,7 +72,8 @@ def equivariant(
     normalization with an affine weight for each channel (`in_rep` is then `out_rep`).
     `in_size` is the side of its input, which decides whether a stride keeps the symmetry.
     Raises SymmetryBroken where the layer's geometry does not, and what `Equivariant` raises.
-    Where no bias is invariant, the layer must have none: NoEquivariantMap.
+    Where no bias is invariant, the layer must have none: NoEquivariantMap. The weight starts
+    as large as it was drawn.
 
     >>> from eadem.groups import Cyclic
     >>> C4 = Cyclic(4)
@@ -94,10 +95,26 @@ def equivariant(
             f"{type(layer).__name__}; use eadem.tie with via=Equivariant(in_rep, out_rep)"
         )
     if layer.weight is not None:
-        tie(layer, "weight", via=on_weight)
+        _tied_at_scale(layer, on_weight)
     if layer.bias is not None:
         tie(layer, "bias", via=via)
     return layer
+
+
+def _tied_at_scale(layer: nn.Module, via: Map) -> None:
+    """Tie a weight, keeping the size that it was drawn with.
+
+    Orbits hold drawn values themselves. A basis, or an interpolation, takes the nearest
+    weight, which is smaller: a projection on k of n dimensions by the root of k/n.
+    """
+    given: Any = layer
+    drawn = float(given.weight.detach().norm())
+    bound = tie(layer, "weight", via=via)
+    phi = via.bind(tuple(given.weight.shape))
+    left = float(given.weight.detach().norm())
+    if left > 0 and isinstance(phi, LinearMap) and phi.index() is None:
+        with torch.no_grad():
+            bound.theta.mul_(drawn / left)
 
 
 def _moves(group: Group, ndim: int, space: Representation | None) -> bool:
