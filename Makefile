@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
+# Processes that the tests start would each compile what they import.
+unexport PYTHONDONTWRITEBYTECODE
+
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help

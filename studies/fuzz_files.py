@@ -78,9 +78,9 @@ def mutated(count: int, only: int | None) -> int:
                 worst = max(worst, (memory, seed))
                 slowest = max(slowest, (load.seconds, seed))
                 if memory > MEMORY or load.seconds > SECONDS:
-                    found = f"{memory:.2f} × its memory, {load.seconds:.1f} s"
+                    found = "WRONG"
                     wrong += 1
-                    print(f"seed {seed}: {found}")
+                    print(f"seed {seed}: {memory:.2f} × its memory, {load.seconds:.1f} s")
             except Exception as error:
                 found = "WRONG"
                 wrong += 1

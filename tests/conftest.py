@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,7 +36,11 @@ def recipe_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Several workers share the cores: one thread each."""
+    """Several workers share the cores, one thread each, and a folder."""
     if os.environ.get("PYTEST_XDIST_WORKER"):
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+    else:
+        folder = tempfile.TemporaryDirectory(prefix="eadem-tests-")
+        config.add_cleanup(folder.cleanup)
+        os.environ["EADEM_TESTS_FOLDER"] = folder.name

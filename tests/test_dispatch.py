@@ -113,6 +113,51 @@ def test_a_transpose_dispatches_what_is_written_by_hand() -> None:
     assert Counter(operators(ours, x)) == Counter(operators(hand, x))
 
 
+def compiled(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
+    """The nodes of the one graph that torch.compile makes of a model, by kind and target."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph.graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    torch.compile(model, fullgraph=True, backend=backend)(x)
+    (graph,) = graphs
+    nodes = list(graph.nodes)
+    return [(n.op, "" if n.op == "placeholder" else str(n.target)) for n in nodes]
+
+
+def test_equality_compiles_to_what_aliasing_does() -> None:
+    hand, ours = Tokens(), Tokens()
+    _by_hand(hand)
+    _by_eadem(ours)
+    x = torch.randint(0, 7, (5, 3))
+    assert compiled(ours, x) == compiled(hand, x)
+
+
+class Written(nn.Module):
+    """A layer whose weight is picked from fewer values, written out."""
+
+    def __init__(self, index: Tensor) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.zeros(5))
+        self.bias = nn.Parameter(torch.zeros(6))
+        self.index = index
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.theta.index_select(0, self.index).view(6, 6)
+        return nn.functional.linear(x, weight, self.bias)
+
+
+def test_a_gather_dispatches_what_is_written_by_hand() -> None:
+    index = torch.arange(36) % 5
+    hand, ours = Written(index), nn.Sequential(nn.Linear(6, 6))
+    eadem.tie(ours, "0.weight", via=eadem.Gather(index.reshape(6, 6)))
+    x = torch.randn(5, 6)
+    assert Counter(operators(ours, x)) == Counter(operators(hand, x))
+
+
 class Repeated(nn.Module):
     """A mapped site that is read four times in one forward pass."""
 

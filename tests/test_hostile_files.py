@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import eadem
 from eadem.store import layout
@@ -353,6 +355,42 @@ def test_a_load_that_fails_half_way(
     optimizer.step()
     tie_layers(model)
     eadem.check(model)
+
+
+class Sizes(TorchDispatchMode):
+    """The bytes of every tensor that an operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+        found = func(*args, **(kwargs or {}))
+        self.made += [x.nbytes for x in tree_leaves(found) if isinstance(x, torch.Tensor)]
+        return found
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_plans_are_compared_in_little_memory(same: bool, tmp_path: Path) -> None:
+    def model(first: str, second: str, index: torch.Tensor) -> nn.Module:
+        net = build(Net)
+        for name in ("untied", "one", "other"):
+            net.register_parameter(name, nn.Parameter(torch.zeros(1 << 16)))
+        eadem.tie(net, {first: eadem.Same(), second: eadem.Flip(-1)})
+        eadem.tie(net, "one", "other")
+        eadem.tie(net, "wide.bias", via=eadem.Gather(index))
+        return net
+
+    index = torch.arange(16)
+    eadem.save(model("k0.weight", "k1.weight", index // 4), tmp_path / "x")
+    net = model("k1.weight", "k0.weight", index // 4 if same else index % 4)
+    with Sizes() as sizes:
+        if same:  # in other words
+            eadem.load(net, tmp_path / "x")
+        else:
+            with pytest.raises(eadem.RecordError, match="another plan"):
+                eadem.load(net, tmp_path / "x")
+    assert max(sizes.made) <= net.one.nbytes
 
 
 @pytest.mark.parametrize("hook", ["before", "after"])

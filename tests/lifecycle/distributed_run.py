@@ -1,41 +1,46 @@
-"""Runs `distributed_worker.py` under torchrun, once for each number of processes, and hands out
-what its processes found.
+"""Runs `distributed_worker.py` under torchrun, once for all tests and all workers of pytest,
+and hands out what its processes found.
 """
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-#: Checkpoints pass from one number of processes to the next in here.
-_folder = tempfile.TemporaryDirectory(prefix="eadem-distributed-")
-FOLDER = Path(_folder.name)
+#: What the processes found, and the checkpoints that pass from four of them to two.
+FOLDER = Path(os.environ["EADEM_TESTS_FOLDER"])
 _HERE = Path(__file__).parent
 
 
 def found(processes: int) -> dict[str, list[Any]]:
     """By case, what each process returned."""
-    every, error = _run(processes)
-    assert not error, error
-    return every
+    every = _every()
+    assert "error" not in every, every["error"]
+    return every[str(processes)]
 
 
 @functools.cache
-def _run(processes: int) -> tuple[dict[str, list[Any]], str]:
-    """What was found, or what went wrong; tried once. Two go on from the files of four."""
-    if processes == 2:
-        found(4)
-    out = FOLDER / f"found-{processes}.json"
+def _every() -> dict[str, Any]:
+    """By number of processes what they found, or what went wrong; tried once."""
+    with (FOLDER / "distributed.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        out = FOLDER / "distributed.json"
+        if not out.exists():
+            out.write_text(json.dumps(_run()))
+        return json.loads(out.read_text())
+
+
+def _run() -> dict[str, Any]:
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        *("--nproc-per-node", str(processes), "--max-restarts", "0"),
-        *(str(_HERE / "distributed_worker.py"), str(FOLDER), str(out)),
+        *("--nproc-per-node", "4", "--max-restarts", "0"),
+        *(str(_HERE / "distributed_worker.py"), str(FOLDER)),
     ]
     paths = [str(_HERE), str(_HERE.parents[1] / "src"), os.environ.get("PYTHONPATH", "")]
     environment = {
@@ -46,13 +51,16 @@ def _run(processes: int) -> tuple[dict[str, list[Any]], str]:
     }
     try:
         run = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=300, check=False
+            command, env=environment, capture_output=True, text=True, timeout=600, check=False
         )
     except subprocess.TimeoutExpired as e:
-        return {}, f"{processes} processes did not end: {_tail(e.stderr)}"
+        return {"error": f"the processes did not end: {_tail(e.stderr)}"}
     if run.returncode:
-        return {}, _tail(run.stderr)
-    return json.loads(out.read_text()), ""
+        return {"error": _tail(run.stderr)}
+    found: dict[str, dict[str, list[Any]]] = {"2": {}, "4": {}}
+    for file in FOLDER.glob("found-*.json"):
+        found[file.name.split("-")[1]] |= json.loads(file.read_text())
+    return found
 
 
 def _tail(text: str | bytes | None) -> str:

@@ -1,15 +1,18 @@
-"""What every process does: `torchrun distributed_worker.py FOLDER OUT`.
+"""What every process does: `torchrun --nproc-per-node 4 distributed_worker.py FOLDER`.
 
 Each case is a function that all processes call; it returns plain data (largest differences
-from one process, messages of refusals), which process 0 writes to OUT. The tests say what
-these must be.
+from one process, messages of refusals), which process 0 writes into FOLDER. The tests say what
+these must be. First come the cases of four processes; then the four part, and each pair takes
+every other case of two processes.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
+import os
 import sys
 import traceback
 import warnings
@@ -34,7 +37,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_state_dict,
 )
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy
 from torch.distributed.fsdp import fully_shard as stock_fully_shard
 from torch.distributed.tensor import DTensor, Replicate
@@ -136,6 +139,15 @@ def adam(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=0.01)
 
 
+@functools.cache
+def trained_alone(name: str, dtype: torch.dtype, steps: int) -> nn.Module:
+    """What one process has after so many steps on the whole batch."""
+    system = NAMED[name]
+    model = system_model(system, dtype)
+    train(model, [batch(system, dtype)] * steps, adam(model))
+    return model
+
+
 def message(f: Callable[[], Any]) -> list[str]:
     """The kind and the text of what a call raises."""
     try:
@@ -161,11 +173,9 @@ FSDP |= {f"{n}-float32": (NAMED[n], "float32") for n in SINGLE}
 def _fsdp(given: tuple[System, str]) -> dict[str, Any]:
     system, name = given
     dtype = getattr(torch, name)
-    alone, model = system_model(system, dtype), system_model(system, dtype)
+    alone, model = trained_alone(system.name, dtype, STEPS), system_model(system, dtype)
     fully_shard(model, *blocks(model), mesh=MESH)
-    x = batch(system, dtype)
-    train(alone, [x] * STEPS, adam(alone))
-    train(model, [mine(x)] * STEPS, adam(model))
+    train(model, [mine(batch(system, dtype))] * STEPS, adam(model))
     eadem.check(model)
     sites = bind.site_values(model)
     close = [float((sites[n] - v).abs().max()) for n, v in bind.site_values(alone).items()]
@@ -189,9 +199,10 @@ class _Bfloat16:
 
     def step(self, x: Tensor) -> None:
         grads: dict[str, Tensor] = {}
+        low = copy.deepcopy(self.model).to(torch.bfloat16)
         for share in x.chunk(size()):
-            low = copy.deepcopy(self.model).to(torch.bfloat16)
             given = share.bfloat16() if share.is_floating_point() else share
+            low.zero_grad()
             loss_of(low, given).backward()
             for n, p in low.named_parameters():
                 assert p.grad is not None
@@ -226,6 +237,14 @@ def _tokens() -> Tensor:
         return torch.randint(0, 11, (8, 3))
 
 
+@functools.cache
+def _deep_alone() -> Deep:
+    """What one process has after four steps."""
+    model = deep()
+    train(model, [_tokens()] * 4, adam(model))
+    return model
+
+
 DEEP: dict[str, Any] = {
     "blocks": (["stack.*"], {}),
     "nested": (["stack", "stack.*", "stack.*.up", "embed"], {}),
@@ -240,14 +259,13 @@ DEEP: dict[str, Any] = {
 @case("deep", DEEP)
 def _deep(given: tuple[list[str], dict[str, Any]]) -> dict[str, Any]:
     names, options = given
-    alone, model = deep(), deep()
+    alone, model = _deep_alone(), deep()
     mesh = MESH
     if "mesh" in options:  # replicas of shards
         mesh = init_device_mesh("cpu", options["mesh"], mesh_dim_names=("copy", "part"))
     fully_shard(model, *names, **{**options, "mesh": mesh})
     watched = model.stack[1]
     watched.look = {"down": model.stack[0].down, "own": model.stack[2].own}
-    train(alone, [_tokens()] * 4, adam(alone))
     train(model, [mine(_tokens())] * 4, adam(model))
     eadem.check(model)
     return {"away": away(model, alone), "sharded": watched.sharded}
@@ -255,11 +273,10 @@ def _deep(given: tuple[list[str], dict[str, Any]]) -> dict[str, Any]:
 
 @case("deep-checkpointed")
 def _deep_checkpointed() -> float:
-    alone, model = deep(), deep(checkpointed=True)
+    model = deep(checkpointed=True)
     fully_shard(model, "stack.*", mesh=MESH)
-    train(alone, [_tokens()] * 4, adam(alone))
     train(model, [mine(_tokens())] * 4, adam(model))
-    return away(model, alone)
+    return away(model, _deep_alone())
 
 
 @case("deep-accumulated")
@@ -328,9 +345,8 @@ def _deep_meta() -> float:
     model.to_empty(device="cpu")
     options = StateDictOptions(full_state_dict=True)
     set_model_state_dict(model, alone.state_dict(), options=options)
-    train(alone, [_tokens()] * 4, adam(alone))
     train(model, [mine(_tokens())] * 4, adam(model))
-    return away(model, alone)
+    return away(model, _deep_alone())
 
 
 @case("written", NAMED)
@@ -425,15 +441,12 @@ def _checkpoint_save(system: System) -> list[str]:
 @case("checkpoint-load", NAMED)
 def _checkpoint_load(system: System) -> float:
     """What the other number of processes wrote, trained on; against one process throughout."""
-    alone = system_model(system, torch.float64)
-    x = batch(system, torch.float64)
-    train(alone, [x] * 6, adam(alone))
     model, optimizer = _resumable(system)
     state, moments = get_state_dict(model, optimizer)
     dcp.load({"model": state, "optimizer": moments}, checkpoint_id=FOLDER / f"4-{system.name}")
     set_state_dict(model, optimizer, model_state_dict=state, optim_state_dict=moments)
-    train(model, [mine(x)] * 3, optimizer)
-    return away(model, alone)
+    train(model, [mine(batch(system, torch.float64))] * 3, optimizer)
+    return away(model, trained_alone(system.name, torch.float64, 6))
 
 
 @case("checkpoint-gathered", NAMED)
@@ -480,22 +493,27 @@ def _train_branches(model: nn.Module, share: Callable[[Tensor], Tensor], fixed: 
         train(model, [share(x)], optimizer, "abc" if fixed else use)
 
 
+@functools.cache
+def _branches_alone(kind: str, fixed: bool) -> nn.Module:
+    model = branches(kind)
+    _train_branches(model, lambda x: x, fixed)
+    return model
+
+
 @case("ddp", NAMED)
 def _ddp(system: System) -> dict[str, Any]:
-    alone, model = (system_model(system, torch.float64) for _ in range(2))
+    model = system_model(system, torch.float64)
     wrapped = DistributedDataParallel(model)
-    x = batch(system, torch.float64)
-    train(alone, [x] * STEPS, adam(alone))
-    train(wrapped, [mine(x)] * STEPS, adam(wrapped))
+    train(wrapped, [mine(batch(system, torch.float64))] * STEPS, adam(wrapped))
     eadem.check(wrapped)
+    alone = trained_alone(system.name, torch.float64, STEPS)
     return {"away": away(model, alone), "free": eadem.counts(wrapped).free}
 
 
 @case("ddp-unused", {k: k for k in BRANCHES})
 def _ddp_unused(kind: str) -> dict[str, float]:
     """Sites left out of some steps; plainly, and with each layer checkpointed."""
-    alone = branches(kind)
-    _train_branches(alone, lambda x: x, fixed=False)
+    alone = _branches_alone(kind, fixed=False)
     found = {}
     for reentrant in (None, False):
         model = branches(kind)
@@ -508,11 +526,10 @@ def _ddp_unused(kind: str) -> dict[str, float]:
 @case("ddp-reentrant", {k: k for k in BRANCHES})
 def _ddp_reentrant(kind: str) -> float:
     """Torch's older checkpointing, which DDP takes for a graph that does not change."""
-    alone, model = branches(kind), branches(kind)
+    model = branches(kind)
     model.reentrant = True
-    _train_branches(alone, lambda x: x, fixed=True)
     _train_branches(DistributedDataParallel(model, static_graph=True), mine, fixed=True)
-    return away(model, alone)
+    return away(model, _branches_alone(kind, fixed=True))
 
 
 @case("ddp-accumulated", {k: k for k in BRANCHES})
@@ -847,29 +864,36 @@ def asked(name: str) -> bool:
     return not any(fnmatch(name, pattern) for pattern in ONLY_FOUR)
 
 
-def main() -> None:
+def run(names: list[str], out: Path) -> None:
     found = {}
-    for name, f in CASES.items():
-        if not asked(name):
-            continue
+    for name in names:
         torch.manual_seed(0)
         try:
-            one = f()
+            one = CASES[name]()
         except Exception:
             one = {"traceback": f"{name}, process {dist.get_rank()}\n{traceback.format_exc()}"}
         every: list[Any] = [None] * size()
         dist.all_gather_object(every, one)
         found[name] = every
     if dist.get_rank() == 0:
-        Path(sys.argv[2]).write_text(json.dumps(found))
+        out.write_text(json.dumps(found))
+
+
+@contextmanager
+def group(**options: Any) -> Iterator[DeviceMesh]:
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60), **options)
+    try:
+        yield init_device_mesh("cpu", (size(),))
+    finally:
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     FOLDER = Path(sys.argv[1])
-    MESH = init_device_mesh("cpu", (size(),))
-    try:
-        main()
-    finally:
-        dist.destroy_process_group()
+    with group() as MESH:
+        run([n for n in CASES if asked(n)], FOLDER / "found-4-.json")
+    pair, rank = divmod(int(os.environ["RANK"]), 2)
+    store = dist.FileStore(str(FOLDER / f"pair-{pair}"), 2)
+    with group(store=store, rank=rank, world_size=2) as MESH:
+        run([n for n in CASES if asked(n)][pair::2], FOLDER / f"found-2-{pair}.json")

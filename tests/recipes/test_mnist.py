@@ -111,7 +111,14 @@ def test_one_seed_gives_the_same_bits(
     tmp_path: Path, digits: _digits.Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny = mnist.Sizes({100: 2}, seeds=1, cnn_epochs=1, cnn_accuracy=0.0)
+
+    def split(seed: int) -> tuple[_digits.Digits, _digits.Digits]:
+        train, test = _digits.split(seed)
+        generator = torch.Generator().manual_seed(seed)
+        return train[_digits.stratified(train.labels, 500, generator)], test
+
     monkeypatch.setattr(_digits, "_load", lambda: digits)
+    monkeypatch.setattr(mnist, "split", split)  # more images are only slower
     monkeypatch.setattr(mnist, "QUICK", tiny)
     monkeypatch.setattr(mnist, "cnn", mnist.network)  # the larger network is only slower
     monkeypatch.setattr(mnist, "report", lambda folder: None)

@@ -2,17 +2,14 @@
 
 The subclass has the name, module and behaviour of the class it stands for. A site that only
 views another parameter's axes is read straight from it; any other is computed, once per
-forward of the model that was tied. Values are kept across nothing longer than that.
+forward of the model that was tied (bind/forward.py).
 """
 
 from __future__ import annotations
 
 import copy
 import sys
-import threading
 from collections.abc import Callable
-from operator import is_
-from types import FrameType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -20,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from eadem.bind.forward import read
 from eadem.bind.group import LINKS, ORDER, Link, refuse_alone
 from eadem.bind.guard import freeze, refuse_replicas, refuse_script, register
 from eadem.bind.split import checked, is_split, place_split, refuse_full, refuse_sharder
-from eadem.bind.written import SiteValue, assign, refuse_swap
+from eadem.bind.written import assign, refuse_swap
 from eadem.errors import TieBroken, Unsupported
 from eadem.maps.view import View, ViewMap
 
@@ -33,8 +31,6 @@ __all__ = [
     "class_with",
     "computed",
     "dress",
-    "enter_forward",
-    "leave_forward",
     "undress",
 ]
 
@@ -49,111 +45,6 @@ class Spec(NamedTuple):
     attr: str
     owner: str | None = None
     view: View | None = None
-
-
-class _Kept(NamedTuple):
-    """A value, the parameters it was computed from, and the modes and versions they had."""
-
-    value: Tensor
-    held: list[Tensor]
-    state: tuple[Any, ...]
-    version: int | None
-    key: str
-
-
-class _Frames(threading.local):
-    """The values computed in the forward that is running in this thread, if one is."""
-
-    values: dict[int, _Kept] | None = None
-    depth = 0
-    outermost: FrameType | None = None
-
-
-def _running() -> bool:
-    """Whether the forward that was entered first still runs. After a KeyboardInterrupt torch
-    calls no hook, so the end of a forward can go unseen.
-    """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame is _frames.outermost:
-            return True
-        frame = frame.f_back
-    return False
-
-
-_frames = _Frames()
-
-
-def enter_forward(module: nn.Module, args: Any) -> None:
-    """Forward pre-hook: from here on, a computed site is kept."""
-    if torch.compiler.is_compiling():
-        return
-    if _frames.depth == 0 or not _running():
-        _frames.values, _frames.depth = {}, 0
-        _frames.outermost = sys._getframe(1)
-    _frames.depth += 1
-
-
-def leave_forward(module: nn.Module, args: Any, output: Any) -> None:
-    """Forward hook, also after an error: what was kept is dropped.
-
-    Raises TieBroken where the forward wrote into a kept value, which would be lost.
-    """
-    if torch.compiler.is_compiling():
-        return
-    _frames.depth = max(0, _frames.depth - 1)
-    if _frames.depth == 0:
-        kept, _frames.values, _frames.outermost = _frames.values, None, None
-        for k in (kept or {}).values():
-            _unwritten(k)
-
-
-def _unwritten(kept: _Kept) -> None:
-    if kept.version is not None and kept.value._version != kept.version:
-        raise TieBroken(
-            f"the forward wrote in place at {kept.key!r}, which is computed from its tie; the "
-            "write would be lost. Write outside the forward, or to the free values"
-        )
-
-
-def read(link: Link) -> Tensor:
-    """A computed site's value: fresh, or the one that this forward has computed already."""
-    if torch.compiler.is_compiling():
-        return link.compute()
-    kept = _frames.values
-    if kept is None:
-        return _outside(link)
-    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
-        return link.compute()  # activation checkpointing must see the same work twice
-    held = link.parameters()
-    now = (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        *[None if p.is_inference() else p._version for p in held],
-    )
-    found = kept.get(id(link))
-    if found is not None:
-        if not _running():
-            _frames.values, _frames.depth, _frames.outermost = None, 0, None
-            return _outside(link)
-        kept.pop(id(link))
-        _unwritten(found)
-        kept[id(link)] = found
-        if found.state == now and all(map(is_, found.held, held)):
-            return found.value
-    value = link.compute()
-    version = None if value.is_inference() else value._version
-    kept[id(link)] = _Kept(value, held, now, version, link.key)
-    return value
-
-
-def _outside(link: Link) -> Tensor:
-    value = link.compute()
-    if type(value) is not Tensor or torch._C._functorch.peek_interpreter_stack() is not None:
-        return value
-    if torch._C._get_tracing_state() is not None:
-        return value
-    return SiteValue.of(value, link)
 
 
 def _getter(spec: Spec, key: str) -> Callable[[nn.Module], Tensor]:

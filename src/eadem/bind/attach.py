@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from eadem.bind.access import class_for, computed, dress, enter_forward, leave_forward
+from eadem.bind.access import class_for, computed, dress
+from eadem.bind.forward import enter_forward, leave_forward
 from eadem.bind.group import (
     LINKS,
     ORDER,

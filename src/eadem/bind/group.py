@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import sys
 import threading
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import FrameType
@@ -234,10 +234,10 @@ class Link:
             and isinstance(outer, ViewMap)
             and outer.view().is_identity
         )
-        #: a site picked from one parameter, without a source: its prepared coordinates
-        self.direct: Index | None = None
+        #: the value of a site picked from one parameter, without a source
+        self.direct: Callable[[Tensor], Tensor] | None = None
         if plain and isinstance(outer, IndexMap) and not isinstance(outer, ViewMap):
-            self.direct = outer.index()
+            self.direct = _picked(outer.index(), self.sources[0][2].shape, self.shape)
 
     def warm(self) -> None:
         """Have the constants on the device and in the dtype of the values, before anything is
@@ -252,9 +252,12 @@ class Link:
     @property
     def _constants(self) -> bool:
         """Whether the site's value takes constants that have a dtype."""
+        outer = self.expression.outer
         if self.direct is not None:
-            return self.direct.scale is not None or self.direct.shift is not None
-        plain = isinstance(self.expression.outer, ViewMap)
+            assert isinstance(outer, IndexMap)
+            index = outer.index()
+            return index.scale is not None or index.shift is not None
+        plain = isinstance(outer, ViewMap)
         return not plain or any(owner.source is not None for _, _, owner in self.sources)
 
     def owners(self) -> Iterator[tuple[str, Owner]]:
@@ -268,7 +271,10 @@ class Link:
 
     def compute(self) -> Tensor:
         """The site's value now; where its owners are split over processes, gathered."""
-        thetas = self.parameters()
+        return self.of(self.parameters())
+
+    def of(self, thetas: list[Tensor]) -> Tensor:
+        """The site's value for its owners' `parameters()`."""
         for p, (_, _, owner) in zip(thetas, self.sources, strict=True):
             if type(p) is not Parameter or p.shape != owner.shape:
                 thetas = self._foreign(thetas)
@@ -276,7 +282,7 @@ class Link:
         if self.same:
             return thetas[0]
         if self.direct is not None:
-            return self.direct.expand(thetas[0].reshape(-1)).view(self.shape)
+            return self.direct(thetas[0])
         outer = self.expression.outer
         if not thetas:
             assert self.like is not None
@@ -319,6 +325,19 @@ class Link:
             with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
                 for dtype, (_, _, owner) in zip(dtypes, self.sources, strict=True):
                     owner.values(torch.zeros(owner.shape, dtype=dtype))
+
+
+def _picked(index: Index, theta: Shape, site: Shape) -> Callable[[Tensor], Tensor]:
+    """A site's value from a parameter of shape `theta`, in as little Python as that takes."""
+    source = index.gathered()
+    if source is None or len(theta) != 1:
+        return lambda p: index.expand(p.reshape(-1)).view(site)
+
+    def gather(p: Tensor) -> Tensor:
+        at = source.master if p.is_cpu else source.on(p.device)
+        return p.index_select(0, at).view(site)
+
+    return gather
 
 
 def _being_copied(memo: dict[int, Any]) -> Iterator[nn.Module]:

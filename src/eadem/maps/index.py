@@ -79,6 +79,12 @@ class Index:
                 self._forward = _Plan(self)
         return self._forward
 
+    def gathered(self) -> Constant | None:
+        """The positions, where W is θ at each of them and nothing else; otherwise None."""
+        plan = self.plan()
+        plain = plan.target is None and plan.scale is None and plan.shift is None
+        return plan.source if plain and not plan.identity else None
+
     def forward(self, theta: Tensor) -> Tensor:
         """The linear part applied to flat θ: (size,) → (n,)."""
         return self.plan().forward(theta)

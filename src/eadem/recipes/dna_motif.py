@@ -308,7 +308,8 @@ def report(folder: Path) -> None:
     """Write the page of a finished run from its metrics.json."""
     metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     aucs, counts = metrics["auc"], metrics["counts"]
-    largest = list(aucs["tied"])[-1]
+    least, largest = list(aucs["tied"])[0], list(aucs["tied"])[-1]  # noqa: RUF015
+    untied = _mean(aucs["plain"][least])
     caption = (
         f"The tied network's strongest filter, learned from {largest} windows: the bases under "
         f"it where it responded most, and {FLANK} more on either side, in test windows that "
@@ -330,7 +331,12 @@ def report(folder: Path) -> None:
             (f"{counts[k]['free']} → {counts[k]['expanded']}", f"free values → sites, {k}")
             for k in ("tied", "plain")
         ]
-        + [(metrics["consensus"][0], "what the strongest filter reads")],
+        + [
+            (
+                f"{_mean(aucs['tied'][least]):.3f}",
+                f"AUC from {least} windows; {untied:.3f} plain",
+            )
+        ],
         sections=[
             page.Section(
                 "claim",

@@ -17,6 +17,7 @@ from eadem.errors import EademError, RecordError
 from eadem.maps.algebra import Blocks, LinearBlocks, LinearStack, Stack
 from eadem.maps.base import Composed, LinearComposed, Map, Shape, numel, on_cpu
 from eadem.maps.spec import from_spec, to_spec
+from eadem.maps.view import View, Viewed
 from eadem.store.schema import FORMAT, INLINE_BYTES, VERSION, checked
 
 __all__ = [
@@ -281,13 +282,46 @@ def declare(
 
 
 def _same(here: Plan, there: Plan) -> bool:
-    """Whether two plans of the same sites are one, perhaps in other words."""
+    """Whether two plans of the same sites are one, perhaps in other words.
+
+    Tied sites are compared one by one: a whole model, expanded, would be many times its size.
+    """
     shapes = {n: o.shape for n, o in here.owners.items()}
     if shapes != {n: o.shape for n, o in there.owners.items()}:
         return False
-    generator = torch.Generator().manual_seed(0)
-    theta = torch.rand(here.in_shape, generator=generator, dtype=torch.float64) + 0.5
-    return torch.allclose(here.expand(theta), there.expand(theta), rtol=1e-9, atol=1e-12)
+    for name in here.shapes:
+        one, other = _viewed(here, name), _viewed(there, name)
+        if one is not None and one == other:
+            continue
+        if not torch.allclose(_site(here, name), _site(there, name), rtol=1e-9, atol=1e-12):
+            return False
+    return True
+
+
+def _viewed(plan: Plan, name: str) -> tuple[str, View] | None:
+    """Which owner's values a site has, and how they lie, where that says all of it."""
+    e = plan.expressions.get(name)
+    used, view = (name,), View.identity(len(plan.shapes[name]))
+    if e is not None:
+        if not isinstance(e.outer, Viewed) or len(e.owners) != 1:
+            return None
+        used, view = e.owners, e.outer.view()
+    owner = plan.owners[used[0]]
+    return (used[0], view) if owner.whole and owner.source is None else None
+
+
+def _site(plan: Plan, name: str) -> Tensor:
+    """A site's values, flat, at free values that depend on their owner's place alone."""
+    e = plan.expressions.get(name)
+    parts = [torch.zeros(0, dtype=torch.float64)]
+    for owner in (name,) if e is None else e.owners:
+        seed = list(plan.shapes).index(owner)
+        generator = torch.Generator().manual_seed(seed)
+        about = plan.owners[owner]
+        theta = torch.rand(about.shape, generator=generator, dtype=torch.float64).add_(0.5)
+        parts.append(about.values(theta).reshape(-1))
+    flat = torch.cat(parts[1:] or parts)
+    return flat if e is None else e.outer.expand(flat.reshape(e.outer.in_shape)).reshape(-1)
 
 
 def _difference(file: Any, model: Any) -> str:
