@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eadem.bind.access import computed, enter_forward, leave_forward
+from eadem.bind.access import computed
+from eadem.bind.forward import enter_forward, leave_forward
 from eadem.bind.group import LINKS
 from eadem.bind.names import Sites
 from eadem.errors import TieBroken, Unsupported
