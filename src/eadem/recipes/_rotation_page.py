@@ -148,8 +148,8 @@ def report(folder: Path) -> None:
             page.Section(
                 "accuracy",
                 "What the tie is worth",
-                "Equal steps for all. The plain network has as many free values as p4; the "
-                "untied twin has p4's channels and its start, and four times its weights.",
+                "Equal steps for all. The plain network has about as many free values as p4; "
+                "the untied twin has p4's channels and its start, and four times its weights.",
                 [
                     _curves(models),
                     page.table(
