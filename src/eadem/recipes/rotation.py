@@ -172,7 +172,8 @@ def run(context: Context) -> None:
     kernels = found["p4"][max(sizes.epochs)][0]["kernels"]
     for result in results:
         del result["kernels"]
-    shown = turned(test[torch.arange(0, len(test), len(test) // 12)[:12]], torch.Generator().manual_seed(1)).images
+    some = test[torch.arange(12) * (len(test) // 12)]
+    shown = turned(some, torch.Generator().manual_seed(1)).images
     _claim(context, found)
     context.write_metrics(
         {
