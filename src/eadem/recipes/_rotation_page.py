@@ -125,7 +125,7 @@ def report(folder: Path) -> None:
                 f"{numbers.count(one['free'])} → {numbers.count(one['expanded'])}",
                 "free → sites, p4",
             ),
-            (f"{100 * gained:+.1f} %".replace("-", "−"), f"p4 over plain, {least} images"),
+            (f"{100 * gained:+.1f} points".replace("-", "−"), f"p4 over plain, {least} images"),
             (
                 numbers.significant(
                     max(r["after"] for at in models["p4"].values() for r in at)
