@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from .errors import EademError as EademError
+from .errors import GroupError as GroupError
 from .errors import MissingPackage as MissingPackage
+from .errors import NoEquivariantMap as NoEquivariantMap
 from .errors import NoSuchSite as NoSuchSite
 from .errors import NotAParameter as NotAParameter
+from .errors import NotARepresentation as NotARepresentation
 from .errors import RecordError as RecordError
 from .errors import ShapeError as ShapeError
+from .errors import SymmetryBroken as SymmetryBroken
 from .errors import TieBroken as TieBroken
 from .errors import TieConflict as TieConflict
 from .errors import TooLarge as TooLarge
@@ -30,6 +34,7 @@ if _TYPE_CHECKING:
     from .bind import check as check
     from .bind import check_optimizers as check_optimizers
     from .bind import counts as counts
+    from .bind import expanded as expanded
     from .bind import explain as explain
     from .bind import plan as plan
     from .bind import tie as tie
@@ -44,6 +49,8 @@ if _TYPE_CHECKING:
     from .evidence.nested import compare as compare
     from .evidence.nested import likelihood_ratio_test as likelihood_ratio_test
     from .evidence.nested import wald_test as wald_test
+    from .groups import Equivariant as Equivariant
+    from .groups import Orbit as Orbit
     from .maps import Affine as Affine
     from .maps import Bounded as Bounded
     from .maps import Fixed as Fixed
@@ -57,6 +64,7 @@ if _TYPE_CHECKING:
     from .maps import Palindrome as Palindrome
     from .maps import Permute as Permute
     from .maps import Positive as Positive
+    from .maps import ReverseComplement as ReverseComplement
     from .maps import Rotate as Rotate
     from .maps import Same as Same
     from .maps import Scale as Scale
@@ -84,6 +92,7 @@ _HOME = {
         "check",
         "check_optimizers",
         "counts",
+        "expanded",
         "explain",
         "plan",
         "tie",
@@ -91,6 +100,10 @@ _HOME = {
         "ties",
         "twin",
         "untie",
+    ),
+    "groups": (
+        "Equivariant",
+        "Orbit",
     ),
     "maps": (
         "Affine",
@@ -106,6 +119,7 @@ _HOME = {
         "Palindrome",
         "Permute",
         "Positive",
+        "ReverseComplement",
         "Rotate",
         "Same",
         "Scale",
@@ -138,6 +152,7 @@ _ROOMS = (
     "bind",
     "errors",
     "evidence",
+    "groups",
     "maps",
     "nn",
     "recipes",

@@ -7,11 +7,15 @@ from collections.abc import Iterable
 
 __all__ = [
     "EademError",
+    "GroupError",
     "MissingPackage",
+    "NoEquivariantMap",
     "NoSuchSite",
     "NotAParameter",
+    "NotARepresentation",
     "RecordError",
     "ShapeError",
+    "SymmetryBroken",
     "TieBroken",
     "TieConflict",
     "TooLarge",
@@ -50,6 +54,22 @@ class TooLarge(EademError, ValueError):
 
 class Unsupported(EademError, TypeError):
     """The model or value is of a kind that a tie refuses, with the way out."""
+
+
+class GroupError(EademError, ValueError):
+    """Generators that do not make the group asked for, or not within its stated size."""
+
+
+class NotARepresentation(EademError, ValueError):
+    """Matrices that break a relation of their group; the message says which and by how much."""
+
+
+class NoEquivariantMap(EademError, ValueError):
+    """Two representations between which zero is the only equivariant map."""
+
+
+class SymmetryBroken(EademError, ValueError):
+    """A layer's geometry or non-linearity does not respect the symmetry its weights have."""
 
 
 class RecordError(EademError, ValueError):

@@ -162,15 +162,18 @@ def same_map(a: Map, b: Map) -> bool:
         return False
     if a.bound and (a.out_shape, a.in_shape) != (b.out_shape, b.in_shape):
         return False
-    x, y = a.arguments(), b.arguments()
-    for name, value in x.items():
-        other = y[name]
-        if isinstance(value, Map):
-            if not (isinstance(other, Map) and same_map(value, other)):
-                return False
-        elif isinstance(value, torch.Tensor):
-            if not (isinstance(other, torch.Tensor) and torch.equal(value, other)):
-                return False
-        elif value is not other and value != other:
-            return False
-    return True
+    return _equal(a.arguments(), b.arguments())
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two arguments of maps say the same."""
+    if isinstance(a, Map):
+        return isinstance(b, Map) and same_map(a, b)
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, tuple):
+        several = isinstance(b, tuple) and len(a) == len(b)
+        return several and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal(x, b[name]) for name, x in a.items())
+    return a is b or bool(a == b)

@@ -1,5 +1,6 @@
 """Ties on an nn.Module. The only room that opens one."""
 
+from .expanded import expanded as expanded
 from .fill import fill as fill
 from .fill import loads_by_itself as loads_by_itself
 from .fill import undone_on_error as undone_on_error

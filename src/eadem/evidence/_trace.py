@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from eadem._plan import Plan, make_plan
 from eadem.bind import free_vector, observe, resolved
 from eadem.evidence.score import EvidenceError
-from eadem.maps.base import LinearMap
+from eadem.maps.base import LinearMap, numel
 
 __all__ = ["Trace", "trace"]
 
@@ -68,6 +68,15 @@ def _tied(plan: Plan) -> Plan:
     )
 
 
+def _picks(plan: Plan) -> bool:
+    """Whether every coordinate of a site is one free value, scaled."""
+    outers = [e.outer for e in plan.expressions.values()]
+    return all(o.source is None for o in plan.owners.values()) and all(
+        isinstance(o, LinearMap) and (o.view() is not None or o.index() is not None)
+        for o in outers
+    )
+
+
 class Trace:
     """The gradients that `trace` saw: by site and by call. Empty before a backward pass.
 
@@ -79,6 +88,9 @@ class Trace:
         self._plan = plan
         self._calls: dict[str, list[Tensor | None]] = {}
         self._sums: dict[str, Tensor] = {}
+        self._picks = _picks(plan)
+        #: the sites that had gradients, and 1/φᵀφ over them
+        self._inverse: tuple[frozenset[str], Tensor] | None = None
         #: steps that `step()` ended
         self.steps = 0
 
@@ -86,17 +98,21 @@ class Trace:
         """End a step: add its site gradients to the running means, forget them, and give the
         step's `conflict()`.
         """
-        found = self.conflict()
-        for name, grad in self.sites.items():
-            wide = grad.to(torch.float64)
-            self._sums[name] = self._sums[name] + wide if name in self._sums else wide
+        sites = {n: g.to(torch.float64) for n, g in self.sites.items()}
+        found = self.conflict(sites)
+        for name, wide in sites.items():
+            if name in self._sums:
+                self._sums[name] += wide
+            else:
+                self._sums[name] = wide.clone()
         self.steps += 1
         self._calls.clear()
         return found
 
     def carry(self, earlier: Trace) -> None:
         """Go on with the running means of an earlier trace of this model."""
-        self._sums, self.steps = dict(earlier._sums), earlier.steps
+        self._sums = {n: s.clone() for n, s in earlier._sums.items()}
+        self.steps = earlier.steps
 
     @property
     def means(self) -> dict[str, Tensor]:
@@ -131,7 +147,10 @@ class Trace:
     @property
     def sites(self) -> dict[str, Tensor]:
         """By site, the gradient there: the sum over its calls."""
-        return {n: torch.stack(each).sum(0) for n, each in self.calls.items()}
+        return {
+            n: each[0] if len(each) == 1 else torch.stack(each).sum(0)
+            for n, each in self.calls.items()
+        }
 
     def pulled(self) -> dict[str, Tensor]:
         """φᵀg by the parameter that holds the free values: equal to its `.grad`."""
@@ -175,46 +194,59 @@ class Trace:
         """
         given = self.sites if gradients is None else dict(gradients)
         wide = {n: g.to(torch.float64) for n, g in given.items()}
-        kept = self._projected(wide)
+        if not wide:
+            return {}
+        pulled = self._adjoint(wide)
+        # ‖Pg‖² = (φᵀg)·t where φᵀφ t = φᵀg
+        kept = self._plan.split_theta(pulled * self._solved(pulled, wide))
         found = {}
         for group in self._plan.groups:
             names = [n for n in group if n in wide]
-            energy = sum(float(wide[n].square().sum()) for n in names)
             if names:
-                lost = sum(float((wide[n] - kept[n]).square().sum()) for n in names)
-                found[group[0]] = lost / energy if energy else float("nan")
+                energy = sum(float(wide[n].square().sum()) for n in names)
+                share = sum(float(kept[n].sum()) for n in group if n in kept)
+                found[group[0]] = max(0.0, 1 - share / energy) if energy else float("nan")
         return found
 
-    def _projected(self, grads: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The nearest values in the range of φ, over the sites that are given: conjugate
-        gradients on φᵀφ, which for equality, views and gathers is diagonal.
-        """
-        if not grads:
-            return {}
+    def _adjoint(self, values: Mapping[str, Tensor]) -> Tensor:
+        """φᵀ of values at some sites, zero at the others, in float64."""
         phi = self._plan
         assert isinstance(phi, LinearMap)
-        like = next(iter(grads.values()))
-        empty = {n: like.new_zeros(shape) for n, shape in phi.shapes.items()}
+        like = next(iter(values.values()))
+        return phi.adjoint(
+            torch.cat(
+                [
+                    values[n].reshape(-1) if n in values else like.new_zeros(numel(shape))
+                    for n, shape in phi.shapes.items()
+                ]
+            )
+        )
 
-        def adjoint(values: dict[str, Tensor]) -> Tensor:
-            return phi.adjoint(phi.cat({**empty, **values}))
-
-        def forward(theta: Tensor) -> dict[str, Tensor]:
-            values = phi.split(phi.forward(theta))
-            return {n: values[n] for n in grads}
-
-        rest = adjoint(grads)
-        theta, way = torch.zeros_like(rest), rest
+    def _solved(self, pulled: Tensor, sites: Mapping[str, Tensor]) -> Tensor:
+        """t of least squares, φᵀφ t = `pulled`, over some sites only. Where every coordinate of
+        a site is one free value, φᵀφ is diagonal; else by conjugate gradients.
+        """
+        phi = self._plan
+        assert isinstance(phi, LinearMap)
+        if self._picks:
+            names = frozenset(sites)
+            if self._inverse is None or self._inverse[0] != names:
+                used = phi.split(phi.forward(torch.ones_like(pulled)))
+                diagonal = self._adjoint({n: used[n] for n in sites})
+                self._inverse = names, torch.where(diagonal > 0, 1 / diagonal, 0.0)
+            return pulled * self._inverse[1]
+        theta, rest, way = torch.zeros_like(pulled), pulled, pulled
         size = least = float(rest @ rest)
         for _ in range(_ITERATIONS):
             if size <= 1e-24 * least:
                 break
-            curved = adjoint(forward(way))
+            values = phi.split(phi.forward(way))
+            curved = self._adjoint({n: values[n] for n in sites})
             step = size / float(way @ curved)
             theta, rest = theta + step * way, rest - step * curved
             now = float(rest @ rest)
             way, size = rest + (now / size) * way, now
-        return forward(theta)
+        return theta
 
     def _groups(self) -> list[tuple[str, ...]]:
         """The connected groups of which something was seen."""

@@ -17,6 +17,7 @@ from .structured import Toeplitz2d as Toeplitz2d
 from .view import Affine as Affine
 from .view import Flip as Flip
 from .view import Permute as Permute
+from .view import ReverseComplement as ReverseComplement
 from .view import Rotate as Rotate
 from .view import Same as Same
 from .view import Scale as Scale

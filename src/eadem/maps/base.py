@@ -509,6 +509,32 @@ class LinearComposed(LinearMap):
                 return index.adjoint(grad.reshape(-1)).reshape(self.in_shape)
         return self.inner.adjoint(self.outer.adjoint(grad))
 
+    def _rearranges(self) -> bool:
+        """Whether the outer map only moves values, and the inner one is no index map: what is
+        known of the inner one then holds for both, since (PB)⁺ = B⁺Pᵀ.
+        """
+        if self.view() is not None or self.index() is not None:
+            return False
+        outer = self.outer.index()
+        return outer is not None and outer.scale is None and outer.plan().permutes
+
+    def gram_diagonal(self) -> Tensor | None:
+        """That of the inner map, where the outer one only moves values."""
+        if self._rearranges():
+            return self.inner.gram_diagonal()
+        return super().gram_diagonal()
+
+    def lift(self, values: Tensor) -> Tensor:
+        """The least-squares θ of the whole."""
+        if self._rearranges():
+            return self.inner.lift(self.outer.lift(values))
+        return super().lift(values)
+
+    @property
+    def rank(self) -> int:
+        """The dimension of range(A)."""
+        return self.inner.rank if self._rearranges() else super().rank
+
     @property
     def offset(self) -> Tensor | None:
         """outer.forward(inner.offset) + outer.offset."""

@@ -31,6 +31,8 @@ __all__ = ["from_spec", "importable", "to_spec"]
 
 _ROOMS = (algebra, base, dense, index, nonlinear, simplex, structured, view)
 _OWN = tuple(room.__name__ for room in _ROOMS)
+#: The room whose maps are Eadem's own too, though it lies above this one.
+_GROUPS = "eadem.groups."
 
 #: What a record may name of torch: functions of a tensor alone, value by value. Others read
 #: files, set the state of the process, or take memory that a file should not decide on.
@@ -91,7 +93,8 @@ def importable(f: Callable[..., Any]) -> str | None:
 
 def _kind(cls: type[Map]) -> str:
     name = cls.__qualname__
-    return name if cls.__module__ in _OWN else f"{cls.__module__}:{name}"
+    own = cls.__module__ in _OWN or cls.__module__.startswith(_GROUPS)
+    return name if own else f"{cls.__module__}:{name}"
 
 
 def _encode(value: Any, phi: Map, name: str) -> Any:

@@ -24,6 +24,7 @@ __all__ = [
     "Affine",
     "Flip",
     "Permute",
+    "ReverseComplement",
     "Rotate",
     "Same",
     "Scale",
@@ -305,6 +306,39 @@ class Rotate(ViewMap):
         for _ in range(self.k % 4):
             view = quarter.after(view)
         return view
+
+
+@dataclass(frozen=True, eq=False)
+class ReverseComplement(ViewMap):
+    """W reads the other strand of DNA: positions reversed, A exchanged with T, C with G.
+
+    The channels A, C, G, T are along `channel_dim`, positions along `dim`: the axes of the
+    weight of an `nn.Conv1d`, and of a batch of one-hot sequences. In that order of channels
+    the complement is their reversal.
+
+    >>> strand = torch.eye(4)[:, [0, 0, 1]]  # AAC
+    >>> ReverseComplement().bind((4, 3)).forward(strand).argmax(0)  # GTT
+    tensor([2, 3, 3])
+    """
+
+    channel_dim: int = -2
+    dim: int = -1
+
+    def infer(self, out_shape: Shape) -> Shape:
+        """The site's shape, with four channels."""
+        channels = axis(self.channel_dim, len(out_shape), self)
+        if out_shape[channels] != 4:
+            raise ShapeError(
+                f"{self!r} exchanges the channels A, C, G, T along axis {self.channel_dim}; a "
+                f"site of shape {out_shape} has {out_shape[channels]} there"
+            )
+        return super().infer(out_shape)
+
+    def _view(self, ndim: int) -> View:
+        channels, along = axis(self.channel_dim, ndim, self), axis(self.dim, ndim, self)
+        if channels == along:
+            raise ShapeError(f"{self!r}: channels and positions must be two axes")
+        return _with(range(ndim), [channels, along])
 
 
 @dataclass(frozen=True, eq=False)

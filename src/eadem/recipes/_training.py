@@ -130,6 +130,7 @@ def fit(
     epochs: int,
     seed: int,
     batch: int = 32,
+    lr: float = 1e-3,
     test_every: int = 1,
     advance: Advance = lambda steps: None,
 ) -> Trained:
@@ -138,7 +139,7 @@ def fit(
     The test set is looked at every `test_every` epochs and after the last; nothing is chosen
     by it.
     """
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     generator = torch.Generator().manual_seed(seed)
     curve: list[Epoch] = []
     spent, steps = 0.0, 0

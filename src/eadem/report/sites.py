@@ -32,6 +32,9 @@ def map_text(phi: Map) -> str:
         given = phi.arguments()
     except (TypeError, ValueError, AttributeError):
         return repr(phi)
+    held = vars(phi)
+    if any(name in held and held[name] is not value for name, value in given.items()):
+        return repr(phi)  # what it records is not what one writes
     words = []
     for name, value in given.items():
         known = parameters.get(name)

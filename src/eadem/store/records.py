@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import eadem.groups  # noqa: F401  (a record may name its maps)
 from eadem import bind
 from eadem._plan import Declaration, Entry, Plan, Site, resolve
 from eadem.errors import EademError, RecordError
