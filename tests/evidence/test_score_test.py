@@ -409,8 +409,12 @@ def towers(seed=0, n=400):
     return model, (x, y)
 
 
-@pytest.mark.parametrize("information", ["outer", towers_embedding])
-def test_products_give_what_the_matrix_gives(monkeypatch, information):
+@pytest.mark.parametrize(
+    ("information", "kept"),
+    [("outer", by_products.KEPT), (towers_embedding, by_products.KEPT), (towers_embedding, 0)],
+)
+def test_products_give_what_the_matrix_gives(monkeypatch, information, kept):
+    monkeypatch.setattr(by_products, "KEPT", kept)
     model, data = towers()
     exact = eadem.score_test(model, towers_density, data, information=information)
     monkeypatch.setattr("eadem.evidence._score_test.EXACT", 10)

@@ -8,6 +8,7 @@ conjugate gradients.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,8 @@ __all__ = ["EXACT", "Iterative", "Products", "solve"]
 EXACT = 1024
 #: Released directions up to which each is solved for by itself.
 COLUMNS = 128
+#: Numbers of a Jacobian that are kept, so that its products are matrix products: 256 MB.
+KEPT = 2**25
 #: Conjugate gradients stop at this relative residual.
 TOLERANCE = 1e-9
 #: Directions whose information, in units of their own, is below this are unidentified.
@@ -45,8 +48,23 @@ class Products:
 
     def __init__(self, at: Likelihood, function: Callable[..., Tensor]) -> None:
         self.at, self.function = at, function
+        self.jacobian = self._kept()
+
+    def _kept(self) -> Tensor | None:
+        """J (n, expanded), where it has one row per observation and there is room for it."""
+        if self.at.n * self.at.values.numel() > KEPT:
+            return None
+        with torch.no_grad():
+            found = self.function(self.at.values, next(self.at.batches()))
+        if tuple(found.shape) != (self.at.sizes[0],):
+            return None
+        each = copy.copy(self.at)
+        each.at = self.function
+        return each.scores()
 
     def __call__(self, rows: Tensor) -> Tensor:
+        if self.jacobian is not None:
+            return (rows @ self.jacobian.T) @ self.jacobian
         total = torch.zeros_like(rows)
         for batch in self.at.batches():
             total += self._batch(batch, rows.to(self.at.device)).cpu()
@@ -68,6 +86,8 @@ class Products:
 
     def forward(self, rows: Tensor) -> Tensor:
         """J·v for each row v: (outputs, rows)."""
+        if self.jacobian is not None:
+            return self.jacobian @ rows.T
         parts = []
         for batch in self.at.batches():
 
