@@ -3,7 +3,7 @@
 An information JᵀJ, with J the Jacobian of the log densities (the outer product of scores) or
 of an embedding (the expected information), is applied to a vector by one forward and one
 reverse derivative. What the tied parameters do to make up for a release is solved for by
-conjugate gradients.
+conjugate gradients, or at once where there is room for J and for φᵀIφ.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ __all__ = ["EXACT", "Iterative", "Products", "solve"]
 EXACT = 1024
 #: Released directions up to which each is solved for by itself.
 COLUMNS = 128
+#: Free values up to which φᵀIφ is inverted, where the Jacobian is kept.
+DIRECT = 2048
 #: Numbers of a Jacobian that are kept, so that its products are matrix products: 256 MB.
 KEPT = 2**25
 #: Conjugate gradients stop at this relative residual.
@@ -144,6 +146,7 @@ class Iterative:
 
     def __init__(self, model: nn.Module, at: Likelihood, information: Information) -> None:
         self.at, self.gradient = at, at.gradient()
+        self._inverse: Tensor | None = None
         self.null = trained(model)
         self.density = Products(at, at.at)
         self.kind, self.notes = "outer", ()
@@ -157,7 +160,7 @@ class Iterative:
                 "used instead of the observed information; an embedding gives the expected one",
             )
         pulled = self._adjoint(self.gradient.unsqueeze(0))
-        gain, _ = solve(self._within, pulled)
+        gain, _ = self._solve(pulled)
         self.slack = self._forward(gain)  # where the tied fit would still move
         self.stationarity = float((gain * pulled).sum())
         if self.stationarity > STATIONARY:
@@ -180,6 +183,20 @@ class Iterative:
     def _within(self, rows: Tensor) -> Tensor:
         return self._adjoint(self.information(self._forward(rows)))
 
+    def _solve(self, target: Tensor) -> tuple[Tensor, float]:
+        """(φᵀIφ)⁻¹ of each row: at once where J is kept and θ is small, else step by step."""
+        if self.information.jacobian is None or target.shape[1] > DIRECT:
+            return solve(self._within, target)
+        if self._inverse is None:
+            rows = self._adjoint(self.information.jacobian)
+            unit = rows.norm(dim=0)
+            unit = torch.where(unit > 0, unit, 1.0)
+            values, vectors = torch.linalg.eigh((rows / unit).T @ (rows / unit))
+            kept = values > TOLERANCE
+            basis = vectors[:, kept] / unit.unsqueeze(1)
+            self._inverse = (basis / values[kept]) @ basis.T
+        return target @ self._inverse, 0.0
+
     def project(self, released: LinearMap) -> Projection:
         """The gradient along a release."""
         if numel(released.in_shape) > COLUMNS:
@@ -189,7 +206,7 @@ class Iterative:
         unit = (rows * image).sum(1, keepdim=True).clamp(min=0).sqrt()
         unit = torch.where(unit > 0, unit, 1.0)
         rows, image = rows / unit, image / unit
-        made_up, left = solve(self._within, self._adjoint(image))
+        made_up, left = self._solve(self._adjoint(image))
         effective = rows - self._forward(made_up) if len(rows) else rows
         v = effective @ self.information(effective).T
         values, vectors = torch.linalg.eigh((v + v.T) / 2)
