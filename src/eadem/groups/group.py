@@ -286,5 +286,5 @@ def same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     if hasattr(a, "shape") or hasattr(b, "shape"):
         alike = hasattr(a, "shape") and hasattr(b, "shape") and a.shape == b.shape
-        return alike and bool((a == b).all())
+        return alike and bool(a.dtype == b.dtype and (a == b).all())
     return bool(a == b)
