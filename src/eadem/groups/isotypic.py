@@ -93,13 +93,12 @@ def trusted_parts(parts: Parts, found: Sequence[Tensor]) -> None:
     kept = sum(a * b * k for a, b, _, k in kinds)
     if kept != size:
         raise GroupError(f"{said} make {kept} dimensions; there are {size}")
+    Isotypic(parts, tuple(found)).bind((rows.size, columns.size))
     away = max(away_from_orthonormal(q.numpy()) for q in (left, right))
     start = 0
     for *_, d, k in kinds:
-        block = commutant[start : start + k * d * d]
-        if len(block) < k * d * d:
-            raise GroupError(f"{said} do not fit one another")
-        away = max(away, away_from_orthonormal(block.reshape(k, d * d).numpy().T))
+        block = commutant[start : start + k * d * d].reshape(k, d * d)
+        away = max(away, away_from_orthonormal(block.numpy().T))
         start += k * d * d
     if not away <= TOLERANCE:
         raise GroupError(f"{said} are orthonormal only to {away:.3g}; take the record anew")
