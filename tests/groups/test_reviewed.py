@@ -1,13 +1,21 @@
 """Groups at their edges: empty parts, files that lie, generators that are none."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import eadem
-from eadem.errors import NoEquivariantMap, RecordError
-from eadem.groups import Cyclic, Symmetric, so
+from eadem.errors import (
+    GroupError,
+    NoEquivariantMap,
+    NotARepresentation,
+    RecordError,
+    ShapeError,
+)
+from eadem.groups import Cyclic, Dihedral, Orbit, Symmetric, generated, lie, so
 from eadem.groups.group import rotation
 
 
@@ -142,3 +150,229 @@ def test_stored_bases_that_are_whole_are_used(arrays):
 def test_stored_bases_that_are_not_orthonormal_or_not_all_are_refused(arrays):
     with pytest.raises(RecordError):
         apply_bases(*arrays)
+
+
+def apply_form(form, group=("Cyclic", 4), size=4, out=("regular", 1)):
+    model = nn.Linear(size, 4, bias=False)
+    eadem.apply(model, recorded(list(group), form, list(out), (4, size)))
+    return model.weight.detach()
+
+
+def peak_of(call):
+    """Bytes that a call allocates at most, and what it returns or raises."""
+    import tracemalloc
+
+    tracemalloc.start()
+    try:
+        call()
+    except RecordError:
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return peak
+
+
+@pytest.mark.parametrize("exponent", [10**12 + 1, 10**12 - 1, -1, -3])
+def test_exponents_of_a_recorded_subgroup_count_modulo_the_order(exponent):
+    form = ["quotient", 1, [[0, exponent]]]  # of odd exponent: r itself, so all of C4
+    assert apply_form(form, size=1).shape == (4, 1)
+    assert Cyclic(4).quotient(((0, exponent),)).size == 1
+    assert Cyclic(6).quotient(((0, -2),)).size == 2
+
+
+def test_words_that_add_nothing_to_a_subgroup_cost_nothing():
+    D4 = Dihedral(4)
+    every = D4.quotient(*D4.words())
+    assert every.size == 1
+    assert D4.quotient("r^2", "r^6", "s").size == 2
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        ["tensor", ["trivial", 10**9], ["trivial", 0]],
+        ["copies", 0, ["trivial", 10**12]],
+        ["copies", 10**9, ["sum", ["trivial", 0], ["sign", 0, -1]]],
+        ["dual", ["copies", 0, ["regular", 10**12]]],
+    ],
+)
+def test_parts_of_no_size_take_no_memory(empty):
+    form = ["sum", ["regular", 1], empty]
+    assert peak_of(lambda: apply_form(form)) < 2**24
+    assert apply_form(form).norm() > 0
+
+
+def test_given_matrices_in_a_huge_sum_are_checked_on_their_own():
+    turn = array(np.array([[[0.0, -1.0], [1.0, 0.0]]]))
+    form = ["sum", ["given", turn], ["trivial", 10**9]]
+    assert peak_of(lambda: apply_form(form)) < 2**24
+    with pytest.raises(RecordError, match="no image for each"):
+        apply_form(["given", turn], ("Dihedral", 4), 2)
+    with pytest.raises(RecordError):
+        apply_form(["given", 5], size=2)
+
+
+@pytest.mark.parametrize("m", [1.5, "1", None, True, -1])
+def test_recorded_copies_are_whole_numbers(m):
+    with pytest.raises(RecordError):
+        apply_form(["regular", m])
+
+
+def test_a_listed_group_is_bounded_in_bytes():
+    random = np.random.default_rng(0)
+    a, b = random.permutation(2000), random.permutation(2000)
+    perms = array(np.stack([a, b]), "int64")
+    group = ("Generated", perms, 1_000_000)
+    start = time.perf_counter()
+    assert peak_of(lambda: apply_form(["regular", 1], group)) < 2**29
+    assert time.perf_counter() - start < 10
+    with pytest.raises(GroupError, match="do not close"):
+        _ = generated(a, b, limit=1_000_000).order
+
+
+def test_a_long_dihedral_group_of_matrices_is_checked_along_its_edges():
+    n = 4000
+    g = generated(rotation(2 * np.pi / n), np.diag([1.0, -1.0]))
+    assert g.order == 2 * n
+    start = time.perf_counter()
+    V = g.representation(rotation(6 * np.pi / n), np.diag([1.0, -1.0]))
+    with pytest.raises(NotARepresentation, match="fails by"):
+        g.representation(rotation(np.pi / n), np.diag([1.0, -1.0]))
+    assert g.sign(1, [1, -1]).size == 1
+    with pytest.raises(NotARepresentation, match="break the relation"):
+        generated(rotation(2 * np.pi / 3), np.diag([1.0, -1.0])).sign(1, [-1, 1])
+    assert time.perf_counter() - start < 5
+    assert eadem.Equivariant(V, V).bind((2, 2)).rank == 1
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        np.diag([0.5, 0.5]),
+        np.array([[2.0]]),
+        np.diag([0.5, 2.0]),
+        rotation(1e-7),
+        np.array([[1 + 4e-7]]),
+        np.array([[1.0, 1e-8], [0.0, 1.0]]),
+        np.array([[1.0, 1e4], [0.0, 1.0]]),
+    ],
+)
+def test_matrices_of_infinite_order_generate_no_group(matrix):
+    with pytest.raises(GroupError):
+        _ = generated(matrix).order
+
+
+def test_finite_matrix_groups_are_still_found():
+    assert generated(rotation(2 * np.pi / 7)).order == 7
+    skew = np.array([[1.0, 30.0], [0.0, 1.0]])
+    turned = skew @ rotation(2 * np.pi / 5) @ np.linalg.inv(skew)
+    assert generated(turned).order == 5
+    assert generated(-np.eye(3)).order == 2
+
+
+def test_numbers_that_overflow_are_no_representation():
+    C4 = Cyclic(4)
+    for image in ([[1e100]], [[1e300]], np.full((2, 2), np.inf), np.full((2, 2), np.nan)):
+        with pytest.raises(NotARepresentation):
+            C4.representation(np.array(image))
+    with pytest.raises(NotARepresentation, match="real"):
+        C4.representation(np.array([[1j]]))
+
+
+def test_a_lie_algebra_has_neither_signs_nor_permutations():
+    with pytest.raises(NotARepresentation, match="no signs"):
+        so(3).sign(1)
+    with pytest.raises(GroupError):
+        _ = so(3) * Cyclic(2)
+    boost = so(2).representation([1, 0])  # a generator: the matrix, not an element
+    assert not boost.exact
+    assert eadem.Equivariant(boost, boost).bind((2, 2)).rank == 2
+
+
+def standard(n):
+    """The reflections' representation of Symmetric(n), orthonormal, of size n − 1."""
+    S = Symmetric(n)
+    frame = np.linalg.qr(np.c_[np.ones(n), np.eye(n)[:, : n - 1]])[0][:, 1:].T
+    points = S.points()
+    return S.representation(*[frame @ points.matrix(((i, 1),)) @ frame.T for i in (0, 1)])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6])
+def test_the_chain_and_the_classes_of_a_symmetric_group_are_all_of_it(n):
+    import itertools
+
+    S = Symmetric(n)
+    points = S.points()
+    words = (tuple(itertools.chain(*w)) for w in itertools.product(*S.chain))
+    found = {tuple(points.image(w).place.tolist()) for w in words}
+    assert found == set(itertools.permutations(range(n)))
+    words, sizes = S.classes
+    assert sizes.sum() == S.order
+    by_table = super(Symmetric, S).classes if n > 1 else S.classes
+    assert sorted(sizes.tolist()) == sorted(by_table[1].tolist())
+    sums = [(points.class_characters() ** p) @ sizes for p in (1, 2, 3)]
+    np.testing.assert_allclose(sums, [(points.characters() ** p).sum() for p in (1, 2, 3)])
+
+
+def test_conjugacy_classes_of_a_listed_group():
+    g = generated([1, 2, 3, 4, 0], [0, 1, 3, 4, 2])  # the alternating group of 5 points
+    assert sorted(g.classes[1].tolist()) == [1, 12, 12, 15, 20]
+
+
+def test_large_symmetric_groups_need_no_list_of_elements():
+    V = standard(8)
+    start = time.perf_counter()
+    assert eadem.Equivariant(V, V).bind((7, 7)).rank == 1
+    assert eadem.Equivariant(V, V * V).bind((49, 7)).rank == 1
+    assert time.perf_counter() - start < 4
+
+
+def test_a_group_of_permutations_knows_its_own_points():
+    random = np.random.default_rng(0)
+    perms = [random.permutation(30) for _ in range(2)]
+    V = generated(*perms).representation(*perms)
+    assert eadem.Orbit(V.group, V).bind((30,)).rank == 1
+
+
+C4 = Cyclic(4)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda: generated("abc"), GroupError),
+        (lambda: generated(None), GroupError),
+        (lambda: generated(np.array([[1j]])), GroupError),
+        (lambda: lie("a"), GroupError),
+        (lambda: lie(np.full((2, 2), np.nan)), GroupError),
+        (lambda: lie(), GroupError),
+        (lambda: C4.regular("a"), GroupError),
+        (lambda: C4.regular(1.5), GroupError),
+        (lambda: C4.sign(1, ["a"]), NotARepresentation),
+        (lambda: C4.quotient(5), GroupError),
+        (lambda: C4.representation("a"), NotARepresentation),
+        (lambda: C4.regular() + 3, GroupError),
+        (lambda: C4.regular() * 3, GroupError),
+        (lambda: Orbit(C4, 3), GroupError),
+        (lambda: Orbit(3, C4.regular()), GroupError),
+        (
+            lambda: eadem.tie(
+                nn.Conv2d(4, 4, 3),
+                "weight",
+                via=eadem.Equivariant(C4.regular(), C4.regular(), C4.trivial(3)),
+            ),
+            ShapeError,
+        ),
+    ],
+)
+def test_what_is_refused_by_name(make, error):
+    with pytest.raises(error):
+        make()
+
+
+def test_representations_are_made_on_the_cpu_under_any_default_device():
+    with torch.device("meta"):
+        rep = C4.representation(np.eye(2))
+        assert rep.exact
+        assert len(rep.images[0]) == 2

@@ -116,6 +116,11 @@ class Equivariant(LinearMap):
         kernel = out_shape[2:]
         if not kernel:
             return rows, columns, group.trivial(1)
+        if self.space is not None and self.space.size != len(kernel):
+            raise ShapeError(
+                f"space={self.space!r} moves {self.space.size} axes; the kernel of a site of "
+                f"shape {out_shape} has {len(kernel)}"
+            )
         return rows, columns, group.grid(kernel, self.space)
 
     def _made(self, out_shape: Shape) -> LinearMap:

@@ -49,8 +49,13 @@ def dimension(out_rep: Representation, in_rep: Representation, grid: Representat
     """How many equivariant tensors (out, in, pixels) there are: the mean of the product of
     the characters, which is an integer. Raises GroupError where it is not.
     """
-    characters = reduce(np.multiply, (r.characters() for r in (out_rep, in_rep, grid)))
-    mean = float(characters.mean())
+    parts = (out_rep, in_rep, grid)
+    group = out_rep.group
+    if len(group.generators) == 1:
+        mean = float(reduce(np.multiply, (r.characters() for r in parts)).mean())
+    else:
+        traces = reduce(np.multiply, (r.class_characters() for r in parts))
+        mean = float(traces @ group.classes[1]) / group.order
     if abs(mean - round(mean)) > 1e-6 * max(1.0, mean):
         raise GroupError(
             f"the characters of {out_rep} and {in_rep} average to {mean:.6g}, which is no "

@@ -46,6 +46,11 @@ class Orbit(IndexMap):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.group, Group) or not isinstance(self.rep, Representation):
+            raise GroupError(
+                f"Orbit takes a group and a representation of it, not {self.group!r:.60} and "
+                f"{self.rep!r:.60}"
+            )
         if self.rep.group != self.group:
             raise GroupError(f"{self.rep} is no representation of {self.group}")
 
