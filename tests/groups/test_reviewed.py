@@ -17,6 +17,8 @@ from eadem.errors import (
 )
 from eadem.groups import Cyclic, Dihedral, Orbit, Symmetric, generated, lie, so
 from eadem.groups.group import rotation
+from eadem.groups.orbits import components
+from eadem.groups.signed import Signed
 
 
 def kron_dimension(out_rep, in_rep):
@@ -376,3 +378,59 @@ def test_representations_are_made_on_the_cpu_under_any_default_device():
         rep = C4.representation(np.eye(2))
         assert rep.exact
         assert len(rep.images[0]) == 2
+
+
+def slow_orbits(images):
+    """Orbits by a search from each entry in turn: (entry's orbit or −1, sign)."""
+    size = len(images[0])
+    orbit, sign, count = np.full(size, -2), np.ones(size, dtype=int), 0
+    for start in range(size):
+        if orbit[start] != -2:
+            continue
+        found, queue, zero = {start: 1}, [start], False
+        for at in queue:
+            for image in images:
+                to, s = int(image.place[at]), int(image.signs()[at]) * found[at]
+                if to not in found:
+                    found[to] = s
+                    queue.append(to)
+                zero |= found[to] != s
+        for entry, s in found.items():
+            orbit[entry], sign[entry] = (-1 if zero else count), s
+        count += not zero
+    return orbit, sign, count
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_orbits_of_long_and_short_cycles_agree_with_a_search(seed):
+    random = np.random.default_rng(seed)
+    n = int(random.integers(1, 400))
+    images = []
+    for _ in range(int(random.integers(1, 4))):
+        place = np.roll(np.arange(n), 1) if seed % 3 == 0 else np.arange(n)
+        moved = random.choice(n, size=min(n, [n, 40, 5][seed % 3]), replace=False)
+        place[np.sort(moved)] = place[moved]
+        sign = random.choice([1, -1], size=n, p=[0.98, 0.02]).astype(np.int8)
+        images.append(Signed(place.astype(np.int64), sign if seed % 2 else None))
+    orbit, sign, count = components(images)
+    slow, signs, many = slow_orbits(images)
+    assert count == many
+    np.testing.assert_array_equal(orbit, slow)
+    if sign is not None:
+        live = orbit >= 0
+        np.testing.assert_array_equal(sign[live], signs[live])
+
+
+def test_the_orbits_of_a_site_are_found_once(monkeypatch):
+    calls = []
+
+    def counted(images):
+        calls.append(len(images))
+        return components(images)
+
+    monkeypatch.setattr("eadem.groups.orbit.components", counted)
+    C = Cyclic(6)
+    phi = Orbit(C, C.points() * C.points())
+    for _ in range(2):
+        phi.bind((6, 6)).ready()
+    assert calls == [1]
