@@ -434,3 +434,28 @@ def test_the_orbits_of_a_site_are_found_once(monkeypatch):
     for _ in range(2):
         phi.bind((6, 6)).ready()
     assert calls == [1]
+
+
+def test_negative_exponents_are_inverses():
+    D5 = Dihedral(5)
+    for rep in (D5.regular(), D5.space(2), D5.points() * D5.sign()):
+        back = rep.matrix(((0, -2), (1, -1)))
+        np.testing.assert_allclose(
+            back @ rep.matrix(((1, 1), (0, 2))), np.eye(rep.size), atol=1e-12
+        )
+
+
+def test_products_are_checked_factor_by_factor():
+    g = generated([1, 2, 0], [1, 0, 2]) * Cyclic(4)
+    turn, flip, one = rotation(2 * np.pi / 3), np.diag([1.0, -1.0]), np.eye(2)
+    V = g.representation(turn, flip, -one)
+    assert eadem.Equivariant(V, V).bind((2, 2)).rank == 1
+    for images, says in (
+        ((turn, flip, rotation(np.pi / 2)), "fails"),
+        ((turn, flip, rotation(1.0)), r"r\^4 = 1"),
+        ((flip, flip, one), "g1"),
+    ):
+        with pytest.raises(NotARepresentation, match=says):
+            g.representation(*images)
+    with pytest.raises(NotARepresentation, match="break the relation"):
+        (Cyclic(4) * Cyclic(3)).sign(1, [1, -1])

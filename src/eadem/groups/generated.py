@@ -114,12 +114,13 @@ class Generated(Group):
         """One for each edge of the Cayley graph outside its tree: together they suffice."""
         if len(self.given) == 1:
             return (Relation(((0, 1),), self.order),)
-        found = []
-        for s, row in enumerate(self.table):
-            for j, k in enumerate(row.tolist()):
-                if self.parents[k] != (s, j):
-                    found.append(Relation(((s, 1), *self.word(j)), 1, self.word(k)))
-        return tuple(found)
+        words = tuple(self.words())
+        return tuple(
+            Relation(((s, 1), *words[j]), 1, words[k])
+            for s, row in enumerate(self.table)
+            for j, k in enumerate(row.tolist())
+            if self.parents[k] != (s, j)
+        )
 
     def _points(self) -> list[Places]:
         return list(self.given) if self.by_points else super()._points()
@@ -163,7 +164,8 @@ def _matrix(g: Tensor) -> Matrix:
         raise GroupError("a generator is not invertible: its determinant is 0")
     if not abs(det - 1) <= NEAR:
         raise GroupError(
-            f"a generator has the determinant ±{det:.9g}; in a finite group it is ±1"
+            f"a generator has the determinant ±{det:.9g}; in a finite group it is ±1, "
+            "to 1e-9: give float64"
         )
     return snapped(matrix)
 
