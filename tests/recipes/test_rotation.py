@@ -55,8 +55,8 @@ def test_a_twin_starts_as_the_same_function():
 
 
 def test_digits_are_turned_about_their_middle(monkeypatch):
-    monkeypatch.setattr(torch, "rand", lambda n, generator: torch.full((n,), 0.25))
     images = torch.rand(2, recipe.SIDE, recipe.SIDE)
+    monkeypatch.setattr(torch, "rand", lambda n, generator: torch.full((n,), 0.25))
     digits = Digits(images.reshape(2, -1), torch.arange(2))
     found = recipe.turned(digits, torch.Generator()).images.reshape(2, recipe.SIDE, -1)
     assert math.isclose(float(found.sum()), float(images.sum()), rel_tol=1e-4)

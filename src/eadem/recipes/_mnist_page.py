@@ -245,6 +245,7 @@ def _mosaics(study: Study) -> Section:
     models = "".join(_mosaic(g, PLAN_NOTES[g.name]) for g in study.plans)
     blocks = [
         f'<div class="models">{models}</div>',
+        _matrix(next(g for g in study.plans if g.name == "convolution")),
         foldout("The reference CNN, site by site", _mosaic(study.reference, "stock modules")),
     ]
     return Section(
@@ -255,6 +256,21 @@ def _mosaics(study: Study) -> Section:
         "is tied to nothing is grey. Point at a coordinate to see every other place that its "
         "value is used.",
         blocks,
+    )
+
+
+def _matrix(g: Grid) -> str:
+    """One channel of a convolution as the matrix that it is: constant along its diagonals."""
+    weight = eadem.materialize(g.model)["first.weight"]
+    pixels = weight.shape[1]
+    outputs = ((math.isqrt(pixels) - _WINDOW) // _STRIDE + 1) ** 2
+    return filters(
+        weight[None, :outputs].numpy(),
+        columns=1,
+        caption=f"The learned convolution as a matrix: {outputs} outputs of its first channel "
+        f"by {pixels} pixels",
+        width=pixels,
+        note=f"{_WINDOW * _WINDOW} values, the same in every row, each a window further",
     )
 
 
