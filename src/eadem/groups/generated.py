@@ -33,8 +33,9 @@ def generated(*generators: Any, limit: int = ELEMENTS) -> Generated:
     A permutation is a sequence of integers, point i moving to place generators[·][i].
     Matrices must generate a finite group; d × d matrices also act on filters and images with
     d axes. Elements are listed when a regular representation, a character or an average
-    first needs them. Raises GroupError for generators that are no permutations, not
-    invertible or of different sizes, and, when listed, that do not close within `limit`.
+    first needs them. Raises GroupError for generators that are no permutations, of another
+    determinant than ±1 (to 1e-9: give float64) or of different sizes, and, when listed, that
+    do not close within `limit` elements or 256 MB of them.
 
     >>> generated([1, 2, 0], [1, 0, 2]).order
     6
