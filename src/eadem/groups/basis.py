@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eadem.errors import NoEquivariantMap, ShapeError
-from eadem.groups.invariants import BASIS, invariant_basis, nothing, verify
+from eadem.groups.forms import size_of
+from eadem.groups.group import Group, same
+from eadem.groups.invariants import BASIS, invariant_basis, nothing, trusted
 from eadem.groups.orbit import signed_index
 from eadem.groups.orbits import components
 from eadem.groups.representation import Representation
@@ -50,25 +52,27 @@ class Block:
 def blocks(rep: Representation) -> list[Block]:
     """A representation as copies of parts, one after the other."""
     found: list[Block] = []
-    for form, copies in _parts(rep.form):
+    for form, copies in _parts(rep.group, rep.form):
         start = found[-1].stop if found else 0
-        if found and found[-1].rep.form == form and "given" not in form:
+        if found and same(found[-1].rep.form, form):
             last = found.pop()
             found.append(Block(last.rep, last.copies + copies, last.start))
-        elif copies:
+        else:
             found.append(Block(Representation(rep.group, form), copies, start))
     return found
 
 
-def _parts(form: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], int]]:
+def _parts(group: Group, form: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], int]]:
     kind, *args = form
+    if size_of(group, form) == 0:
+        return
     if kind in _MULTIPLES:
         yield (kind, 1, *args[1:]), args[0]
     elif kind == "sum":
-        yield from _parts(args[0])
-        yield from _parts(args[1])
+        yield from _parts(group, args[0])
+        yield from _parts(group, args[1])
     elif kind == "copies":
-        inner = list(_parts(args[1]))
+        inner = list(_parts(group, args[1]))
         if len(inner) == 1:
             yield inner[0][0], inner[0][1] * args[0]
         else:
@@ -150,7 +154,7 @@ def bases(
                 raise ShapeError(
                     f"a stored basis has shape {tuple(basis.shape)}, not ({size}, k)"
                 )
-            verify((a.rep, b.rep, pixels), basis)
+            trusted((a.rep, b.rep, pixels), basis)
         return stored
     found = []
     for a, b in pairs:

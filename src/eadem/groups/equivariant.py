@@ -27,7 +27,7 @@ from torch import Tensor
 from eadem.errors import GroupError, ShapeError
 from eadem.groups.basis import Blockwise, bases, by_parts, exact_index
 from eadem.groups.interpolated import Interpolated, is_interpolated
-from eadem.groups.isotypic import Isotypic, decompose
+from eadem.groups.isotypic import Isotypic, decompose, trusted_parts
 from eadem.groups.representation import Representation
 from eadem.groups.written import group_from, representation_from
 from eadem.maps.base import LinearMap, Shape, outside
@@ -116,6 +116,11 @@ class Equivariant(LinearMap):
         kernel = out_shape[2:]
         if not kernel:
             return rows, columns, group.trivial(1)
+        if self.space is not None and self.space.size != len(kernel):
+            raise ShapeError(
+                f"space={self.space!r} moves {self.space.size} axes; the kernel of a site of "
+                f"shape {out_shape} has {len(kernel)}"
+            )
         return rows, columns, group.grid(kernel, self.space)
 
     def _made(self, out_shape: Shape) -> LinearMap:
@@ -133,10 +138,12 @@ class Equivariant(LinearMap):
             return Indexed.of(exact_index(rows, columns, pixels), out_shape)
         kept: dict[Shape, tuple[Tensor, ...]] = self.__dict__["_bases"]
         stored = kept.get(out_shape)
-        if stored is None:
-            large = by_parts(rows, columns, pixels)
-            stored = decompose((rows, columns, pixels)) if large else None
-        if stored is not None and len(stored) == 4 and stored[2].dtype == torch.int64:
+        irreducible = stored is not None and len(stored) == 4
+        if stored is not None and irreducible and stored[2].dtype == torch.int64:
+            trusted_parts((rows, columns, pixels), stored)
+        elif stored is None and by_parts(rows, columns, pixels):
+            stored, irreducible = decompose((rows, columns, pixels)), True
+        if stored is not None and irreducible and stored[2].dtype == torch.int64:
             kept[out_shape] = stored
             return Isotypic((rows, columns, pixels), stored).bind(out_shape)
         kept[out_shape] = bases(rows, columns, pixels, stored)

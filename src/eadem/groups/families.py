@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,8 @@ __all__ = [
 
 #: Largest degree of a group: what a file may ask for, too.
 DEGREE = 1_000_000
+#: Bytes that the elements of a group may take while they are listed.
+MEMORY = 2**28
 
 
 def _degree(n: int, what: str, most: int = DEGREE) -> int:
@@ -227,11 +229,53 @@ class Symmetric(Group):
         return [-1 if self.n > 1 else 1, -1 if self.n % 2 == 0 else 1]
 
     @cached_property
-    def _listed(self) -> list[Places]:
+    def _all_rows(self) -> list[Places]:
         return enumerate_by(self._points(), compose_points, _key_of_points, self)
 
+    @cached_property
+    def chain(self) -> tuple[tuple[Word, ...], ...]:
+        """For each k from n − 1 down to 1, what takes k to each of 0 … k and leaves those
+        above: the cosets of one symmetric group in the next. Raises TooLarge.
+        """
+        self.finite()
+        return tuple(
+            ((), *(self._cycle(j, k) for j in reversed(range(k))))
+            for k in range(self.n - 1, 0, -1)
+        ) or (((),),)
+
+    def _cycle(self, j: int, k: int) -> Word:
+        """The cycle j → j + 1 → … → k → j: cʲ t (c t)ᵏ⁻¹⁻ʲ c¹⁻ᵏ."""
+        letters = [(1, j), (0, 1), *[(1, 1), (0, 1)] * (k - 1 - j), (1, (1 - k) % self.n)]
+        return tuple(x for x in letters if x[1])
+
+    @cached_property
+    def classes(self) -> tuple[tuple[Word, ...], Places]:
+        """A word for each partition of n, and n! / Π lᵐ m! for its m cycles of length l."""
+        self.finite()
+        words, sizes = [], []
+        for lengths in _partitions(self.n, self.n):
+            starts = np.cumsum([0, *lengths]).tolist()
+            cycles = [
+                self._cycle(a, a + n - 1)
+                for a, n in zip(starts, lengths, strict=False)
+                if n > 1
+            ]
+            words.append(tuple(x for cycle in cycles for x in cycle))
+            fixed = math.prod(
+                n ** lengths.count(n) * math.factorial(lengths.count(n)) for n in set(lengths)
+            )
+            sizes.append(self.order // fixed)
+        return tuple(words), np.array(sizes, dtype=np.int64)
+
     def _rows(self) -> list[Places]:
-        return self._listed
+        return self._all_rows
+
+
+def _partitions(n: int, most: int) -> Iterator[tuple[int, ...]]:
+    if n == 0:
+        yield ()
+    for first in range(min(n, most), 0, -1):
+        yield from ((first, *rest) for rest in _partitions(n - first, first))
 
 
 def compose_points(after: Places, before: Places) -> Places:
@@ -249,10 +293,14 @@ def enumerate_by(
     key: Callable[[Any], bytes],
     what: object,
     limit: int = ELEMENTS,
+    alike: Callable[[Any, Any], bool] | None = None,
 ) -> list[Places]:
-    """The rows of a group's table, found breadth first. Raises GroupError beyond `limit`."""
+    """The rows of a group's table, found breadth first. Raises GroupError beyond `limit`, or
+    beyond `MEMORY`, and where elements of one key are not `alike`.
+    """
     identity = compose(generators[0], generators[0])
     identity = np.eye(len(identity)) if identity.ndim == 2 else np.arange(len(identity))
+    limit = min(limit, MEMORY // (2 * identity.nbytes + 200))  # the key is as large again
     elements, number = [identity], {key(identity): 0}
     rows: list[list[int]] = [[] for _ in generators]
     for element in elements:
@@ -263,12 +311,20 @@ def enumerate_by(
                 if len(elements) >= limit:
                     raise GroupError(
                         f"the generators of {what} do not close within {limit} elements; "
-                        "check them, or raise `limit`"
+                        "check them, or raise `limit` (up to 256 MB of elements)"
                     )
                 number[k] = len(elements)
                 elements.append(moved)
+            elif alike is not None and not alike(moved, elements[number[k]]):
+                raise GroupError(
+                    f"two products of the generators of {what} nearly agree, and do not: no "
+                    "finite group has these matrices; give them in full float64 precision"
+                )
             row.append(number[k])
-    return [np.array(row, dtype=np.int64) for row in rows]
+    found = [np.array(row, dtype=np.int64) for row in rows]
+    if any(np.bincount(row, minlength=len(row)).max() > 1 for row in found):
+        raise GroupError(f"a generator of {what} takes two elements to one: no group")
+    return found
 
 
 class Product(Group):
@@ -278,6 +334,9 @@ class Product(Group):
     """
 
     def __init__(self, first: Group, second: Group) -> None:
+        for factor in (first, second):
+            if not isinstance(factor, Group) or factor.algebra:
+                raise GroupError(f"a product is of finite groups, and {factor!r:.60} is none")
         self.first, self.second = first, second
         clash = set(first.generators) & set(second.generators)
         names = [n + "1" if n in clash else n for n in first.generators]
@@ -297,12 +356,17 @@ class Product(Group):
             Relation(_moved(r.word, k), r.power, _moved(r.other, k))
             for r in self.second.relations
         ]
-        pairs = [
+        return (*self.first.relations, *moved, *self.crossings)
+
+    @property
+    def crossings(self) -> tuple[Relation, ...]:
+        """That the generators of one factor commute with those of the other."""
+        k = len(self.first.generators)
+        return tuple(
             Relation(((a, 1), (k + b, 1)), 1, ((k + b, 1), (a, 1)))
             for a in range(k)
             for b in range(len(self.second.generators))
-        ]
-        return (*self.first.relations, *moved, *pairs)
+        )
 
     @property
     def spec(self) -> tuple[Any, ...]:

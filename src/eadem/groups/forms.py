@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,9 +11,10 @@ from numpy.typing import NDArray
 
 from eadem.errors import GroupError, NotARepresentation, ShapeError
 from eadem.groups.group import Group, Matrix, Word
+from eadem.groups.images import Image, broken, dense, distance, kron, power, product
 from eadem.groups.orbits import components
 from eadem.groups.signed import Signed
-from eadem.maps.base import numel
+from eadem.maps.base import numel, outside
 
 __all__ = [
     "Image",
@@ -29,39 +29,6 @@ __all__ = [
     "shown",
     "size_of",
 ]
-
-Image = Signed | Matrix
-
-
-def kron(a: Matrix, b: Matrix) -> Matrix:
-    """The tensor product of matrices."""
-    return np.asarray(np.kron(a, b), dtype=np.float64)
-
-
-def product(a: Image, b: Image) -> Image:
-    """The image of a product: b acts first."""
-    if isinstance(a, Signed) and isinstance(b, Signed):
-        return a.after(b)
-    return dense(a) @ dense(b)
-
-
-def dense(image: Image) -> Matrix:
-    """An image as a matrix."""
-    return image.matrix() if isinstance(image, Signed) else image
-
-
-def power(image: Image, n: int) -> Image:
-    """The n-th power of an image."""
-    if isinstance(image, Signed):
-        return image.power(n)
-    return np.linalg.matrix_power(image, n)
-
-
-def distance(a: Image, b: Image) -> float:
-    """The largest difference of two entries."""
-    if isinstance(a, Signed) and isinstance(b, Signed):
-        return a.distance(b)
-    return float(np.abs(dense(a) - dense(b)).max(initial=0.0))
 
 
 def by_permutation(image: torch.Tensor) -> bool:
@@ -88,6 +55,8 @@ def read(image: Any) -> torch.Tensor:
     pair = isinstance(image, tuple) and len(image) == 2
     value = torch.as_tensor(np.stack([np.asarray(p) for p in image]) if pair else image)
     value = value.detach().cpu()
+    if value.is_complex() or (value.is_floating_point() and not bool(value.isfinite().all())):
+        raise NotARepresentation("a generator's image must be of real, finite numbers")
     if value.ndim == 1:
         value = torch.stack([value, torch.ones_like(value)])
         pair = True
@@ -124,9 +93,9 @@ def size_of(group: Group, form: tuple[Any, ...]) -> int:
     if kind == "quotient":
         return _count(args[0]) * (int(_cosets(group, args[1:]).max()) + 1)
     if kind == "space":
-        return int(args[0])
+        return _count(args[0])
     if kind == "grid":
-        return numel(args[0])
+        return numel(tuple(_count(n) for n in args[0]))
     if kind == "given":
         return int(args[0].shape[-1])
     if kind == "sum":
@@ -141,6 +110,8 @@ def size_of(group: Group, form: tuple[Any, ...]) -> int:
 
 
 def _count(m: int) -> int:
+    if isinstance(m, bool) or not isinstance(m, int):
+        raise GroupError(f"a number of copies must be a whole number, not {m!r:.40}")
     if m < 0:
         raise GroupError(f"a representation has {m} copies; the least is 0")
     return int(m)
@@ -150,6 +121,8 @@ def images_of(group: Group, form: tuple[Any, ...]) -> list[Image]:
     """What each generator does by a form. Raises what its group or its kind raises."""
     kind, *args = form
     each = range(len(group.generators))
+    if size_of(group, form) == 0:  # of which a part may be huge
+        return [np.zeros((0, 0)) if group.algebra else Signed.identity(0) for _ in each]
     if kind == "trivial":
         if group.algebra:
             return [np.zeros((args[0], args[0])) for _ in each]
@@ -171,7 +144,9 @@ def images_of(group: Group, form: tuple[Any, ...]) -> list[Image]:
     if kind == "grid":
         return list(_grid(group, *args))
     if kind == "given":
-        return _given_images(args[0])
+        with outside():
+            found = _given_images(args[0])
+        return [dense(i) for i in found] if group.algebra else found
     parts = [images_of(group, f) for f in args if _is_form(f)]
     if kind == "sum":
         return [_beside(a, b) for a, b in zip(*parts, strict=True)]
@@ -187,6 +162,11 @@ def images_of(group: Group, form: tuple[Any, ...]) -> list[Image]:
 
 
 def _sign_images(group: Group, m: int, signs: Sequence[int]) -> list[Image]:
+    if group.algebra:
+        raise NotARepresentation(
+            f"a Lie algebra such as {group} has no signs; its generators act on single numbers "
+            "as zero, which is .trivial(m)"
+        )
     if len(signs) != len(group.generators) or any(s not in (1, -1) for s in signs):
         raise NotARepresentation(
             f"signs must be 1 or −1 for each of {', '.join(group.generators)}, not {signs}"
@@ -195,42 +175,49 @@ def _sign_images(group: Group, m: int, signs: Sequence[int]) -> list[Image]:
         Signed(np.arange(m), np.full(m, s, dtype=np.int8)) if s < 0 else Signed.identity(m)
         for s in signs
     ]
-    for relation in group.relations:
-        sides = [
-            math.prod(signs[g] ** e for g, e in w) for w in (relation.word, relation.other)
-        ]
-        if sides[0] ** relation.power != sides[1]:
-            raise NotARepresentation(
-                f"the signs {tuple(signs)} break the relation "
-                f"{relation.text(group.generators)} of {group}, by 2; choose others with signs="
-            )
+    ones = [Signed(np.arange(1), np.array([s], dtype=np.int8)) for s in signs]
+
+    def image(word: Word) -> Image:
+        sign = -1 if sum(e for g, e in word if signs[g] < 0) % 2 else 1
+        return Signed(np.arange(1), np.array([sign], dtype=np.int8))
+
+    fails = broken(group, ones, image)
+    if fails is not None:
+        raise NotARepresentation(
+            f"the signs {tuple(signs)} break the relation "
+            f"{fails[0].text(group.generators)} of {group}, by 2; choose others with signs="
+        )
     return images
 
 
 def _cosets(group: Group, subgroup: Sequence[Word]) -> NDArray[np.int64]:
     """The number of the coset gH of each element g; H itself is 0."""
     group.finite()
-    start = []
+    joined: list[Signed] = []
+    label = np.arange(group.order)
     for word in subgroup:
-        at = 0
-        for generator, exponent in reversed(word):
-            if not 0 <= generator < len(group.generators):
-                raise GroupError(f"{group} has no generator number {generator}")
-            for _ in range(exponent):
-                at = int(group.table[generator][at])
-        start.append(at)
-    if not start:
-        return np.arange(group.order)
-    # k·h for a word k = s·j is s·(j·h): right multiplication, built up along the tree
-    right = []
-    for h in start:
+        h = _element(group, word)
+        if label[h] == label[0]:
+            continue
+        # k·h for a word k = s·j is s·(j·h): right multiplication, built up along the tree
         moved = np.empty(group.order, dtype=np.int64)
         for k in group.nearest_first:
             s, j = group.parents[k]
             moved[k] = h if k == 0 else group.table[s][moved[j]]
-        right.append(Signed(moved))
-    label, _, _ = components(right)
+        joined.append(Signed(moved))
+        label, _, _ = components(joined)
     return label
+
+
+def _element(group: Group, word: Word) -> int:
+    """The number of the element that a word names; exponents may be negative."""
+    at = 0
+    for generator, exponent in reversed(word):
+        if not 0 <= generator < len(group.generators):
+            raise GroupError(f"{group} has no generator number {generator}")
+        row = Signed(group.table[generator]).power(exponent % group.order)
+        at = int(row.place[at])
+    return at
 
 
 def _space(group: Group, ndim: int) -> list[Matrix]:
@@ -248,6 +235,11 @@ def _grid(group: Group, shape: Sequence[int], space: tuple[Any, ...] | None) -> 
     matrices = [
         dense(i) for i in images_of(group, ("space", len(shape)) if space is None else space)
     ]
+    if len(matrices[0]) != len(shape):
+        raise ShapeError(
+            f"an action on {len(matrices[0])} coordinates cannot move the {len(shape)} axes of "
+            f"{tuple(shape)}; give space= a representation of size {len(shape)}"
+        )
     sides = np.array(shape, dtype=np.int64)
     place = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij")).reshape(
         len(shape), -1

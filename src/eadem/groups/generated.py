@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eadem.errors import GroupError
 from eadem.groups.families import compose_points, cyclic_chain, enumerate_by
-from eadem.groups.group import ELEMENTS, Group, Matrix, Places, Relation, Word, snapped
+from eadem.groups.group import ELEMENTS, Group, Matrix, Places, Relation, Word, snapped, whole
 from eadem.maps.base import outside
 
 __all__ = ["Generated", "generated"]
@@ -21,6 +21,10 @@ __all__ = ["Generated", "generated"]
 MOST = 10 * ELEMENTS
 #: Matrices that agree to this many decimals are one element.
 DECIMALS = 6
+#: How far matrices that are one element may differ, relative to the largest entry.
+NEAR = 1e-9
+#: An entry that no element has of a finite group whose generators are of use in float64.
+LARGEST = 1e6
 
 
 def generated(*generators: Any, limit: int = ELEMENTS) -> Generated:
@@ -29,8 +33,9 @@ def generated(*generators: Any, limit: int = ELEMENTS) -> Generated:
     A permutation is a sequence of integers, point i moving to place generators[·][i].
     Matrices must generate a finite group; d × d matrices also act on filters and images with
     d axes. Elements are listed when a regular representation, a character or an average
-    first needs them. Raises GroupError for generators that are no permutations, not
-    invertible or of different sizes, and, when listed, that do not close within `limit`.
+    first needs them. Raises GroupError for generators that are no permutations, of another
+    determinant than ±1 (to 1e-9: give float64) or of different sizes, and, when listed, that
+    do not close within `limit` elements or 256 MB of them.
 
     >>> generated([1, 2, 0], [1, 0, 2]).order
     6
@@ -38,12 +43,27 @@ def generated(*generators: Any, limit: int = ELEMENTS) -> Generated:
     if not generators:
         raise GroupError("generated() needs at least one permutation or matrix")
     with outside():
-        made = [torch.as_tensor(g).detach().cpu() for g in generators]
+        made = tensors_of(generators, "permutations or matrices")
     return Generated(made, limit)
+
+
+def tensors_of(values: Sequence[Any], what: str) -> list[Tensor]:
+    """Each value as a real tensor on the CPU. Raises GroupError where one is none."""
+    try:
+        made = [torch.as_tensor(v).detach().cpu() for v in values]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise GroupError(f"the generators must be {what}: {error}") from error
+    if any(t.is_complex() for t in made):
+        raise GroupError(
+            f"the generators must be real {what}; write a + bi as [[a, -b], [b, a]]"
+        )
+    return made
 
 
 class Generated(Group):
     """See `generated`."""
+
+    listed = True
 
     def __init__(self, given: Sequence[Tensor], limit: int = ELEMENTS) -> None:
         shapes = {tuple(g.shape) for g in given}
@@ -53,7 +73,7 @@ class Generated(Group):
                 f"of one size; they have shapes {sorted(shapes)}"
             )
         self.generators = tuple(f"g{i + 1}" for i in range(len(given)))
-        self.limit = int(limit)
+        self.limit = whole(limit)
         if not 1 <= self.limit <= MOST:
             raise GroupError(f"limit must be from 1 to {MOST}, not {limit}")
         self.by_points = given[0].ndim == 1
@@ -79,22 +99,29 @@ class Generated(Group):
 
     def _rows(self) -> list[Places]:
         if self._found is None:
-            compose: Any = compose_points if self.by_points else np.matmul
+            compose: Any = compose_points if self.by_points else _bounded
             key = np.ndarray.tobytes if self.by_points else _key
-            self._found = enumerate_by(self.given, compose, key, self, self.limit)
+            alike = None if self.by_points else _alike
+            self._found = enumerate_by(self.given, compose, key, self, self.limit, alike)
         return self._found
+
+    @property
+    def defining(self) -> list[Places] | None:
+        """The permutations, if the generators are such."""
+        return list(self.given) if self.by_points else None
 
     @property
     def relations(self) -> tuple[Relation, ...]:
         """One for each edge of the Cayley graph outside its tree: together they suffice."""
         if len(self.given) == 1:
             return (Relation(((0, 1),), self.order),)
-        found = []
-        for s, row in enumerate(self.table):
-            for j, k in enumerate(row.tolist()):
-                if self.parents[k] != (s, j):
-                    found.append(Relation(((s, 1), *self.word(j)), 1, self.word(k)))
-        return tuple(found)
+        words = tuple(self.words())
+        return tuple(
+            Relation(((s, 1), *words[j]), 1, words[k])
+            for s, row in enumerate(self.table)
+            for j, k in enumerate(row.tolist())
+            if self.parents[k] != (s, j)
+        )
 
     def _points(self) -> list[Places]:
         return list(self.given) if self.by_points else super()._points()
@@ -133,9 +160,28 @@ def _matrix(g: Tensor) -> Matrix:
         raise GroupError(
             f"a generator must be a finite square matrix, not of shape {matrix.shape}"
         )
-    if abs(float(np.linalg.det(matrix))) < 1e-9:
+    det = abs(float(np.linalg.det(matrix)))
+    if det < 1e-9:
         raise GroupError("a generator is not invertible: its determinant is 0")
+    if not abs(det - 1) <= NEAR:
+        raise GroupError(
+            f"a generator has the determinant ±{det:.9g}; in a finite group it is ±1, "
+            "to 1e-9: give float64"
+        )
     return snapped(matrix)
+
+
+def _alike(matrix: Matrix, other: Matrix) -> bool:
+    return float(np.abs(matrix - other).max()) <= NEAR * max(1.0, float(np.abs(other).max()))
+
+
+def _bounded(a: Matrix, b: Matrix) -> Matrix:
+    found: Matrix = a @ b
+    if not float(np.abs(found).max()) <= LARGEST:
+        raise GroupError(
+            "products of the generators grow beyond all bounds: they generate an infinite group"
+        )
+    return found
 
 
 def _key(matrix: Matrix) -> bytes:

@@ -16,6 +16,7 @@ representation, a character or an average runs over all elements.
 from __future__ import annotations
 
 import math
+import operator
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from eadem.groups.families import Product
     from eadem.groups.representation import Representation
 
-__all__ = ["ELEMENTS", "Group", "Relation", "Word", "rotation", "same", "snapped"]
+__all__ = ["ELEMENTS", "Group", "Relation", "Word", "rotation", "same", "snapped", "whole"]
 
 #: A product of powers of generators, (generator, exponent) from left to right.
 Word = tuple[tuple[int, int], ...]
@@ -84,6 +85,13 @@ class Group:
     generators: tuple[str, ...]
     #: Whether the generators are those of a Lie algebra: then matrices are to commute with.
     algebra = False
+    #: Whether its elements are known only by listing them, its relations by its Cayley graph.
+    listed = False
+
+    @property
+    def defining(self) -> list[Places] | None:
+        """The permutations that the generators were given by, if they were."""
+        return None
 
     @property
     @abstractmethod
@@ -162,7 +170,19 @@ class Group:
     def words(self) -> Iterator[Word]:
         """Every element, as a word; the identity comes first. Raises TooLarge."""
         self.finite()
-        return (self.word(k) for k in range(self.order))
+        return iter(self._all_words)
+
+    @cached_property
+    def _all_words(self) -> tuple[Word, ...]:
+        found: list[Word] = [()] * self.order
+        for k in self.nearest_first[1:]:
+            s, j = self.parents[k]
+            before = found[j]
+            if before and before[0][0] == s:
+                found[k] = ((s, before[0][1] + 1), *before[1:])
+            else:
+                found[k] = ((s, 1), *before)
+        return tuple(found)
 
     def name(self, word: Word) -> str:
         """A word in the generators' names."""
@@ -176,6 +196,27 @@ class Group:
         """
         return (tuple(self.words()),)
 
+    @cached_property
+    def classes(self) -> tuple[tuple[Word, ...], Places]:
+        """A word from each conjugacy class, and how many elements the class has. Raises
+        TooLarge.
+        """
+        from eadem.groups.orbits import components
+        from eadem.groups.signed import Signed
+
+        turned = []
+        for row in self.table:
+            back = np.empty(self.order, dtype=np.int64)  # k ↦ k·s⁻¹
+            start = int(np.flatnonzero(row == 0)[0])
+            for k in self.nearest_first:
+                s, j = self.parents[k]
+                back[k] = start if k == 0 else self.table[s][back[j]]
+            turned.append(Signed(row[back]))
+        label, _, _ = components(turned)
+        _, first, sizes = np.unique(label, return_index=True, return_counts=True)
+        words = self._all_words
+        return tuple(words[k] for k in first.tolist()), sizes.astype(np.int64)
+
     # representations
 
     def _made(self, form: tuple[Any, ...]) -> Representation:
@@ -185,11 +226,11 @@ class Group:
 
     def trivial(self, m: int = 1) -> Representation:
         """m numbers that no element changes."""
-        return self._made(("trivial", int(m)))
+        return self._made(("trivial", whole(m)))
 
     def regular(self, m: int = 1) -> Representation:
         """m copies of the group acting on its own elements: copy j, element g at j·|G| + g."""
-        return self._made(("regular", int(m)))
+        return self._made(("regular", whole(m)))
 
     def sign(self, m: int = 1, signs: Sequence[int] | None = None) -> Representation:
         """m numbers that a generator keeps or negates, as `signs` says for each (±1).
@@ -198,8 +239,9 @@ class Group:
         group, the rotation of an even cyclic one, odd permutations. Raises NotARepresentation
         where the signs break a relation.
         """
-        chosen = self._signs() if signs is None else [int(s) for s in signs]
-        made = self._made(("sign", int(m), *chosen))
+        chosen = self._signs() if signs is None else list(signs)
+        chosen = [int(s) if s in (1, -1) else s for s in chosen]
+        made = self._made(("sign", whole(m), *chosen))
         _ = made.images
         return made
 
@@ -208,7 +250,7 @@ class Group:
 
     def points(self, m: int = 1) -> Representation:
         """m copies of the points that the group is defined to permute."""
-        return self._made(("points", int(m)))
+        return self._made(("points", whole(m)))
 
     def _points(self) -> list[Places]:
         raise GroupError(f"{self} is not given as permutations of points; use .regular(m)")
@@ -222,8 +264,13 @@ class Group:
         A word is spelled in the generators' names: `Dihedral(4).quotient("s")`. Raises
         GroupError for an unknown name.
         """
-        words = [self._read(w) if isinstance(w, str) else w for w in subgroup]
-        return self._made(("quotient", int(m), *(tuple(map(tuple, w)) for w in words)))
+        try:
+            words = [self._read(w) if isinstance(w, str) else _word(w) for w in subgroup]
+        except (TypeError, ValueError) as error:
+            raise GroupError(
+                f"a word is written as 'r^2 s' or ((generator, exponent), …): {error}"
+            ) from error
+        return self._made(("quotient", whole(m), *words))
 
     def _read(self, text: str) -> Word:
         letters = []
@@ -242,7 +289,7 @@ class Group:
 
         Raises GroupError where it does not say; give Equivariant a `space=` then.
         """
-        return self._made(("space", int(ndim)))
+        return self._made(("space", whole(ndim)))
 
     def grid(self, shape: Sequence[int], space: Representation | None = None) -> Representation:
         """The places of an image of `shape` (rows, columns, …), moved about its centre.
@@ -251,7 +298,7 @@ class Group:
         ShapeError where a place would not land on a place: a rotation of a grid that is not
         square, or one by 45°.
         """
-        sizes = tuple(int(n) for n in shape)
+        sizes = tuple(whole(n) for n in shape)
         return self._made(("grid", sizes, None if space is None else space.form))
 
     def representation(self, *images: Any) -> Representation:
@@ -280,11 +327,23 @@ class Group:
         return f"{self.spec[0]}({', '.join(repr(a) for a in self.spec[1:])})"
 
 
+def whole(m: Any) -> int:
+    """m as an int. Raises GroupError for anything but a whole number."""
+    try:
+        return operator.index(m)
+    except TypeError:
+        raise GroupError(f"a whole number is needed here, not {m!r:.60}") from None
+
+
+def _word(letters: Any) -> Word:
+    return tuple((operator.index(g), operator.index(e)) for g, e in letters)
+
+
 def same(a: Any, b: Any) -> bool:
     """Whether two pieces of plain data, arrays among them, are equal."""
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     if hasattr(a, "shape") or hasattr(b, "shape"):
         alike = hasattr(a, "shape") and hasattr(b, "shape") and a.shape == b.shape
-        return alike and bool((a == b).all())
+        return alike and bool(a.dtype == b.dtype and (a == b).all())
     return bool(a == b)

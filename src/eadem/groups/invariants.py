@@ -9,6 +9,7 @@ eigenvalue, and the others are sought among those. No Kronecker product is forme
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any
@@ -23,7 +24,16 @@ from eadem.groups.representation import Representation
 from eadem.groups.signed import Signed
 from eadem.maps.algebra import orthonormal
 
-__all__ = ["average", "commuting", "dimension", "invariant_basis", "random_words", "verify"]
+__all__ = [
+    "average",
+    "away_from_orthonormal",
+    "commuting",
+    "dimension",
+    "invariant_basis",
+    "random_words",
+    "trusted",
+    "verify",
+]
 
 Tensors = NDArray[np.float64]
 
@@ -39,8 +49,13 @@ def dimension(out_rep: Representation, in_rep: Representation, grid: Representat
     """How many equivariant tensors (out, in, pixels) there are: the mean of the product of
     the characters, which is an integer. Raises GroupError where it is not.
     """
-    characters = reduce(np.multiply, (r.characters() for r in (out_rep, in_rep, grid)))
-    mean = float(characters.mean())
+    parts = (out_rep, in_rep, grid)
+    group = out_rep.group
+    if len(group.generators) == 1:
+        mean = float(reduce(np.multiply, (r.characters() for r in parts)).mean())
+    else:
+        traces = reduce(np.multiply, (r.class_characters() for r in parts))
+        mean = float(traces @ group.classes[1]) / group.order
     if abs(mean - round(mean)) > 1e-6 * max(1.0, mean):
         raise GroupError(
             f"the characters of {out_rep} and {in_rep} average to {mean:.6g}, which is no "
@@ -142,7 +157,7 @@ def verify(parts: Sequence[Representation], basis: torch.Tensor) -> None:
     weights = np.random.default_rng(2).standard_normal((basis.shape[1], 2))
     shape = (2, out_rep.size, in_rep.size, grid.size)
     values = (basis.numpy() @ weights).T.reshape(shape)
-    largest = max(1.0, float(np.abs(values).max(initial=0.0)))
+    largest = float(np.abs(values).max(initial=0.0))
     if out_rep.group.algebra:
         away = max(
             float(np.abs(a @ values[..., 0] - values[..., 0] @ b).max())
@@ -153,11 +168,39 @@ def verify(parts: Sequence[Representation], basis: torch.Tensor) -> None:
         away = max(
             float(np.abs(_conjugate(w, parts, values) - values).max()) for w in inverse_words
         )
-    if away > TOLERANCE * largest:
+    if not away <= TOLERANCE * largest:
         raise GroupError(
             f"the basis from {in_rep!r} to {out_rep!r} is equivariant only to {away:.3g}; the "
             "matrices are ill-conditioned or no representation"
         )
+
+
+def trusted(parts: Sequence[Representation], basis: torch.Tensor) -> None:
+    """Raise GroupError where a stored basis is not an orthonormal one of all that is there."""
+    out_rep, in_rep, _ = parts
+    if basis.dtype == torch.float64:
+        verify(parts, basis)
+    if basis.dtype != torch.float64 or away_from_orthonormal(basis.numpy()) > TOLERANCE:
+        raise GroupError(
+            f"the stored basis from {in_rep!r} to {out_rep!r} is not orthonormal in float64; "
+            "tie again, or take the record anew"
+        )
+    algebra = out_rep.group.algebra
+    size = commuting(parts).shape[1] if algebra else dimension(*parts)
+    if basis.shape[1] != size:
+        raise GroupError(
+            f"the stored basis from {in_rep!r} to {out_rep!r} has {basis.shape[1]} dimensions; "
+            f"there are {size}. Tie again, or take the record anew"
+        )
+
+
+def away_from_orthonormal(columns: Tensors) -> float:
+    """How far the columns are from orthonormal: the largest entry of BᵀB − 1."""
+    if columns.shape[1] > columns.shape[0]:
+        return math.inf
+    gram = columns.T @ columns - np.eye(columns.shape[1])
+    away = float(np.abs(gram).max(initial=0.0))
+    return away if math.isfinite(away) else math.inf
 
 
 def _conjugate(word: Word, parts: Sequence[Representation], values: Tensors) -> Tensors:
@@ -212,12 +255,14 @@ def commuting(parts: Sequence[Representation]) -> torch.Tensor:
         rest = np.einsum("kn,km->knm", left @ a.T, right) - np.einsum(
             "kn,km->knm", left, right @ b
         )
-        flat = rest.reshape(len(i), -1)
+        flat = rest.reshape(len(i), len(la) * len(lb))
         gram += flat.conj() @ flat.T
     eigenvalues, vectors = np.linalg.eigh((gram + gram.conj().T) / 2)
     null = vectors[
         :, eigenvalues < 1e-12 * max(1.0, scale**2, float(eigenvalues.max(initial=0)))
     ]
-    maps = np.einsum("kd,kn,km->nmd", null, left, right).reshape(-1, null.shape[1])
+    maps = np.einsum("kd,kn,km->nmd", null, left, right).reshape(
+        len(la) * len(lb), null.shape[1]
+    )
     both: Any = np.concatenate([maps.real, maps.imag], axis=1)
     return orthonormal(torch.from_numpy(both), rtol=1e-7)

@@ -13,6 +13,7 @@ four matrices (real, complex or quaternionic kind). The cost is that of two matr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ from eadem.groups.invariants import (
     TOLERANCE,
     act,
     average,
+    away_from_orthonormal,
     dimension,
     nothing,
     random_words,
@@ -33,7 +35,7 @@ from eadem.groups.representation import Representation
 from eadem.groups.signed import Signed
 from eadem.maps.base import Constant, LinearMap, Shape, numel
 
-__all__ = ["Isotypic", "decompose"]
+__all__ = ["Isotypic", "decompose", "trusted_parts"]
 
 Floats = NDArray[np.float64]
 Parts = tuple[Representation, Representation, Representation]
@@ -75,6 +77,31 @@ def decompose(parts: Parts) -> tuple[Tensor, ...]:
         np.concatenate([k.commutant.reshape(-1) for k in kinds]),
     )
     return tuple(torch.from_numpy(np.ascontiguousarray(s)) for s in stacked)
+
+
+def trusted_parts(parts: Parts, found: Sequence[Tensor]) -> None:
+    """Raise GroupError where stored parts do not make an orthonormal basis of all maps."""
+    left, right, layout, commutant = found
+    rows, columns, _ = parts
+    said = f"the stored irreducible parts of {rows!r} and {columns!r}"
+    wide = layout.ndim == 2 and layout.shape[1] == 4 and bool((layout >= 1).all())
+    floats = all(f.dtype == torch.float64 for f in (left, right, commutant))
+    if not (wide and floats and left.ndim == right.ndim == 2 and commutant.ndim == 1):
+        raise GroupError(f"{said} are no float64 columns with a layout; take the record anew")
+    kinds = layout.tolist()
+    size = dimension(*parts)
+    kept = sum(a * b * k for a, b, _, k in kinds)
+    if kept != size:
+        raise GroupError(f"{said} make {kept} dimensions; there are {size}")
+    Isotypic(parts, tuple(found)).bind((rows.size, columns.size))
+    away = max(away_from_orthonormal(q.numpy()) for q in (left, right))
+    start = 0
+    for *_, d, k in kinds:
+        block = commutant[start : start + k * d * d].reshape(k, d * d)
+        away = max(away, away_from_orthonormal(block.numpy().T))
+        start += k * d * d
+    if not away <= TOLERANCE:
+        raise GroupError(f"{said} are orthonormal only to {away:.3g}; take the record anew")
 
 
 def _by_angle(parts: Parts) -> list[_Kind]:
@@ -244,13 +271,13 @@ class Isotypic(LinearMap):
     def _verify(self) -> None:
         theta = torch.from_numpy(np.random.default_rng(2).standard_normal(self.in_shape))
         weight = self.forward(theta).reshape(self.parts[0].size, -1, 1).numpy()
-        largest = max(1.0, float(np.abs(weight).max()))
+        largest = float(np.abs(weight).max(initial=0.0))
         for word in random_words(self.parts, 1):
             moved = weight
             for letter in reversed(word):
                 moved = act((letter,), self.parts, moved)
             away = float(np.abs(moved - weight).max())
-            if away > TOLERANCE * largest:
+            if not away <= TOLERANCE * largest:
                 raise GroupError(
                     f"the maps from {self.parts[1]} to {self.parts[0]} are equivariant only to "
                     f"{away:.3g}; the matrices are ill-conditioned or no representation"

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from eadem.errors import GroupError
-from eadem.groups.group import Group, Matrix, Places, Relation
+from eadem.groups.generated import tensors_of
+from eadem.groups.group import Group, Matrix, Places, Relation, whole
 from eadem.groups.representation import Representation
 from eadem.maps.base import outside
 
@@ -59,7 +60,8 @@ def lie(*generators: Any) -> Lie:
     Raises GroupError where they are not, naming the bracket, or are dependent.
     """
     with outside():
-        made = [torch.as_tensor(g).detach().cpu().to(torch.float64).numpy() for g in generators]
+        tensors = tensors_of(generators, "matrices")
+        made = [t.to(torch.float64).numpy() for t in tensors]
     return Lie(made, [f"X{i + 1}" for i in range(len(made))])
 
 
@@ -72,6 +74,11 @@ class Lie(Group):
         shapes = {m.shape for m in matrices}
         if len(shapes) != 1 or matrices[0].ndim != 2 or len(set(matrices[0].shape)) != 1:
             raise GroupError(f"a Lie algebra needs square matrices of one size, not {shapes}")
+        if len(names) != len(matrices) or not all(np.isfinite(m).all() for m in matrices):
+            raise GroupError(
+                f"a Lie algebra needs finite matrices and a name for each, not {len(matrices)} "
+                f"and {len(names)}"
+            )
         self.generators = tuple(names)
         self.given = list(matrices)
         _ = self.constants
@@ -121,7 +128,7 @@ class Lie(Group):
 
     def vector(self, m: int = 1) -> Representation:
         """m copies of the defining matrices."""
-        return self._made(("vector", int(m)))
+        return self._made(("vector", whole(m)))
 
     def _vector(self) -> list[Matrix]:
         return list(self.given)

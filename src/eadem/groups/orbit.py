@@ -46,8 +46,14 @@ class Orbit(IndexMap):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.group, Group) or not isinstance(self.rep, Representation):
+            raise GroupError(
+                f"Orbit takes a group and a representation of it, not {self.group!r:.60} and "
+                f"{self.rep!r:.60}"
+            )
         if self.rep.group != self.group:
             raise GroupError(f"{self.rep} is no representation of {self.group}")
+        object.__setattr__(self, "_found", [])  # shared with the bound map
 
     def __repr__(self) -> str:
         return f"Orbit({self.group!r}, {self.rep!r})"
@@ -63,18 +69,16 @@ class Orbit(IndexMap):
         return cls(group, representation_from(group, arguments["rep"]))
 
     def _orbits(self) -> tuple[Places, NDArray[np.int8] | None, int]:
-        found: tuple[Places, NDArray[np.int8] | None, int] | None
-        found = self.__dict__.get("_found")
-        if found is None:
+        kept: list[tuple[Places, NDArray[np.int8] | None, int]] = self.__dict__["_found"]
+        if not kept:
             signed = [i for i in self.rep.images if isinstance(i, Signed)]
             if len(signed) < len(self.rep.images):
                 raise GroupError(
                     f"{self.rep} is not by signed permutations, so it has no orbits of "
                     "entries; use Equivariant, which finds a basis"
                 )
-            found = components(signed)
-            object.__setattr__(self, "_found", found)
-        return found
+            kept.append(components(signed))
+        return kept[0]
 
     def infer(self, out_shape: Shape) -> Shape:
         """(number of orbits,)."""

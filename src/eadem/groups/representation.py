@@ -29,7 +29,6 @@ from eadem.groups.forms import (
     Image,
     by_permutation,
     dense,
-    distance,
     images_of,
     pair,
     power,
@@ -38,14 +37,13 @@ from eadem.groups.forms import (
     shown,
     size_of,
 )
-from eadem.groups.group import Group, Matrix, Word, same
+from eadem.groups.group import Group, Matrix, Word, same, whole
+from eadem.groups.images import TOLERANCE, broken
 from eadem.groups.signed import Signed
 from eadem.maps.base import outside
 
 __all__ = ["Image", "Representation", "given"]
 
-#: How far a relation may fail before matrices are refused, relative to the largest entry.
-TOLERANCE = 1e-9
 #: Entries of all matrices of a group that are kept at a time: 1 GB of float64.
 MATRICES = 2**27
 
@@ -147,21 +145,25 @@ class Representation:
         angles = 2 * math.pi * np.outer(np.arange(n), np.arange(len(count))) / n
         return np.asarray(np.cos(angles) @ count)
 
+    def class_characters(self) -> NDArray[np.float64]:
+        """The trace of one element of each of the group's `classes`."""
+        images = [self.image(word) for word in self.group.classes[0]]
+        return np.array([i.trace() if isinstance(i, Signed) else np.trace(i) for i in images])
+
     def check(self) -> None:
         """Raise NotARepresentation where a relation of the group, or a bracket, fails."""
         names = self.group.generators
         if self.group.algebra:
             self._check_brackets()
-        for relation in self.group.relations:
-            left = power(self.image(relation.word), relation.power)
-            away = distance(left, self.image(relation.other))
-            largest = max(1.0, _largest(left))
-            if not away <= TOLERANCE * largest:
-                raise NotARepresentation(
-                    f"these matrices are no representation of {self.group}: the relation "
-                    f"{relation.text(names)} fails by {away:.3g}; give one for each of "
-                    f"the generators {', '.join(names)}"
-                )
+            return
+        fails = broken(self.group, self.images, self.image)
+        if fails is not None:
+            relation, away = fails
+            raise NotARepresentation(
+                f"these matrices are no representation of {self.group}: the relation "
+                f"{relation.text(names)} fails by {away:.3g}; give one for each of "
+                f"the generators {', '.join(names)}"
+            )
 
     def _check_brackets(self) -> None:
         x = [dense(i) for i in self.images]
@@ -188,13 +190,15 @@ class Representation:
 
     def copies(self, m: int) -> Representation:
         """m copies: place j·size + i."""
-        return Representation(self.group, ("copies", int(m), self.form))
+        return Representation(self.group, ("copies", whole(m), self.form))
 
     def dual(self) -> Representation:
         """The contragredient representation, g ↦ ρ(g⁻¹)ᵀ; an orthogonal one is its own."""
         return Representation(self.group, ("dual", self.form))
 
     def _with(self, other: Representation) -> Group:
+        if not isinstance(other, Representation):
+            raise GroupError(f"{self} is added to representations, not to {other!r:.60}")
         if self.group != other.group:
             raise GroupError(
                 f"{self} and {other} are of different groups; take both from one, or from "
@@ -221,9 +225,9 @@ def _largest(image: Image) -> float:
 def given(group: Group, images: Sequence[Any]) -> Representation:
     """See `Group.representation`."""
     with outside():
-        parts = [read(i) for i in images]
-    if not group.algebra and all(by_permutation(p) for p in parts):
-        parts = [pair(p) for p in parts]
+        parts = [_read(i) for i in images]
+        if not group.algebra and all(by_permutation(p) for p in parts):
+            parts = [pair(p) for p in parts]
     if len(parts) != len(group.generators):
         raise NotARepresentation(
             f"{group} has the generators {', '.join(group.generators)}; {len(parts)} images "
@@ -231,6 +235,18 @@ def given(group: Group, images: Sequence[Any]) -> Representation:
         )
     if len({(p.shape, p.dtype) for p in parts}) > 1:
         raise NotARepresentation("the images differ in size or kind")
-    found = Representation(group, ("given", torch.stack(parts)))
+    with outside():
+        found = Representation(group, ("given", torch.stack(parts)))
     found.check()
     return found
+
+
+def _read(image: Any) -> torch.Tensor:
+    try:
+        return read(image)
+    except NotARepresentation:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise NotARepresentation(
+            f"a generator's image must be a matrix or a permutation, not {image!r:.60}: {error}"
+        ) from error

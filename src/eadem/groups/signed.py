@@ -44,7 +44,9 @@ class Signed:
         return Signed(place, None if self.sign is None else self.sign[place])
 
     def power(self, n: int) -> Signed:
-        """n times after another, n ≥ 0, by squaring."""
+        """n times after another, by squaring; the inverse for n < 0."""
+        if n < 0:
+            return self.inverse().power(-n)
         found, square = Signed.identity(len(self)), self
         while n:
             if n & 1:

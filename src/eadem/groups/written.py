@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 
-from eadem.errors import GroupError
+from eadem.errors import GroupError, NotARepresentation
 from eadem.groups.families import (
     Cyclic,
     Dihedral,
@@ -45,13 +46,22 @@ def group_from(spec: tuple[Any, ...]) -> Group:
 
 def representation_from(group: Group, form: tuple[Any, ...]) -> Representation:
     """A representation from its `form`. Raises NotARepresentation where it is none."""
-    found = Representation(group, form)
-    if _holds_given(form):
-        found.check()
-    return found
+    for given in _given(form):
+        (stacked,) = given[1:]
+        if not isinstance(stacked, Tensor) or stacked.shape[:1] != (len(group.generators),):
+            raise NotARepresentation(
+                f"{group} has {len(group.generators)} generators; the file holds no image for "
+                "each"
+            )
+        Representation(group, given).check()
+    return Representation(group, form)
 
 
-def _holds_given(form: tuple[Any, ...]) -> bool:
-    return form[0] == "given" or any(
-        _holds_given(f) for f in form[1:] if isinstance(f, tuple) and f
-    )
+def _given(form: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    """The given matrices of which a form is made: each is checked, however large the whole."""
+    if not isinstance(form, tuple) or not form or not isinstance(form[0], str):
+        return
+    if form[0] == "given":
+        yield form
+    for part in form[1:]:
+        yield from _given(part)
