@@ -4,7 +4,8 @@ A network is two convolutions between regular fields of 32 channels in all, kern
 with biases and a ReLU between them; a step is forward, backward and an SGD update. Eadem's
 filters span all pixel-exact dimensions (36 of p4, 72 of p4m, from field to field), its peers'
 fewer (24 and 48). The peers need compiled packages of their own: `pip install --no-deps
-escnn e2cnn lie_learn symm-learning`, with numpy below 2.
+escnn e2cnn lie_learn symm-learning`, with numpy below 2. `pip install emlp six` brings emlp,
+which runs with jax 0.10.2.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import eadem
-from eadem.groups import Cyclic, Dihedral, Group
+from eadem.groups import Cyclic, Dihedral, Group, Representation, Symmetric
 from eadem.groups.orbits import components
 from eadem.groups.signed import Signed
 from eadem.nn import equivariant
@@ -217,12 +218,49 @@ def orbits() -> list[Row]:
     return found
 
 
+def nullspace() -> list[Row]:
+    """The equivariant matrices of points, by orbits, against emlp's nullspace; both from the
+    group's generators on, and what both have computed before left out.
+    """
+    found = []
+    cases = [("Z48", Cyclic(48), "Z", 48), ("S24", Symmetric(24), "S", 24)]
+    package = peer("emlp.reps")
+    for name, group, theirs, n in cases:
+        what = f"equivariant basis of {n} × {n}, {name}"
+        points = group.points(1) if isinstance(group, Symmetric) else group.regular(1)
+        if package is None:
+            found.append(Row(what, "emlp", None, limit=1.0))
+            continue
+        make = getattr(peer("emlp.groups"), theirs)
+        bases: list[Any] = []
+
+        def hand(
+            make: Any = make, n: int = n, bases: list[Any] = bases, v: Any = package.V
+        ) -> None:
+            bases.append((v >> v)(make(n)).equivariant_basis())
+
+        mine = [seconds(lambda p=points, n=n: dimension(p, n)) for _ in range(9)]
+        other = seconds(hand)  # it keeps what it has found: a second call measures nothing
+        assert bases[0].shape[1] == dimension(points, n)
+        ratios = sorted(1000 * m / other for m in mine[1:])
+        against = f"emlp's nullspace ({other:.1f} s), of a thousandth of its time"
+        found.append(Row(what, against, ratios[len(ratios) // 2], ratios[0], ratios[-1], 1.0))
+    return found
+
+
+def dimension(rep: Representation, n: int) -> int:
+    """How many dimensions the equivariant matrices have; their orbits are found anew."""
+    phi = eadem.Equivariant(rep, rep).bind((n, n))
+    phi.ready()
+    return phi.rank
+
+
 def rows() -> list[Row]:
     """The rows of the table."""
-    return [*orbits(), *training(), *expanded(), *linear()]
+    return [*orbits(), *training(), *expanded(), *linear(), *nullspace()]
 
 
 if __name__ == "__main__":
-    chosen = {f.__name__: f for f in (orbits, training, expanded, linear)}
+    chosen = {f.__name__: f for f in (orbits, training, expanded, linear, nullspace)}
     wanted = sys.argv[1:] or list(chosen)
     print(table([r for name in wanted for r in chosen[name]()]))

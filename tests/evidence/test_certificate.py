@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from eadem.evidence import EvidenceError, Shifts, certify
+from eadem.groups import Cyclic
+from eadem.nn import equivariant
 
 
 def conv(padding_mode="circular", stride=1, kernel=3):
@@ -104,3 +106,81 @@ def test_what_cannot_be_compared_is_refused(x):
         Shifts((-2, -1), margin=(1, 2, 3))
     with pytest.raises(EvidenceError, match="kind"):
         certify(lambda v: v, Shifts(-1), x, kind="symmetry")
+
+
+C4 = Cyclic(4)
+REP = C4.regular(1)
+
+
+def flattened():
+    """A group convolution, a ReLU and a flattening that all follow, and a layer that does."""
+    torch.manual_seed(0)
+    conv = equivariant(nn.Conv2d(1, 4, 3, padding=1), C4.trivial(), REP)
+    model = nn.Sequential(conv, nn.ReLU(), nn.Flatten())
+    places = REP * C4.grid((6, 6))
+    return model.append(equivariant(nn.Linear(144, 4), places, REP)).double()
+
+
+def square():
+    return torch.randn(2, 1, 6, 6, dtype=torch.float64)
+
+
+def test_a_flattening_is_not_blamed_for_what_follows():
+    model = flattened()
+    assert certify(model, C4, square(), out_rep=REP).verdict == "holds"
+    model.append(nn.Linear(4, 4).double())
+    found = certify(model, C4, square(), out_rep=REP)
+    assert found.verdict == "broken, first at 4"
+
+
+def test_a_reshape_between_modules_is_followed():
+    model = flattened()
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.act, _, self.linear = model
+            self.last = nn.Linear(4, 4).double()
+
+        def forward(self, x):
+            return self.last(self.linear(self.act(self.conv(x).flatten(1))))
+
+    assert certify(Net(), C4, square(), out_rep=REP).lost_at == "last"
+
+
+def test_a_break_before_a_flattening_is_found():
+    model = flattened()
+    broken = nn.Sequential(model[0], nn.Conv2d(4, 4, 3, padding=1).double(), *model[1:])
+    assert certify(broken, C4, square(), out_rep=REP).lost_at == "1"
+
+
+def test_what_runs_between_modules_is_not_blamed_on_the_next():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.Tanh()
+
+        def forward(self, x):
+            return self.act(x * torch.arange(6.0, dtype=x.dtype))
+
+    found = certify(Net(), C4, square())
+    assert found.verdict == "broken"
+    assert found.lost_at is None
+
+
+def test_running_statistics_stay_as_they_were():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 4, 3)).double().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    assert not certify(model, C4, square() + 3, out_rep=REP).holds()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model.training
+
+
+def test_foreign_arguments_are_refused():
+    with pytest.raises(EvidenceError, match="in_rep=3"):
+        certify(nn.ReLU(), C4, square(), in_rep=3)
+    with pytest.raises(EvidenceError, match="another group"):
+        certify(nn.ReLU(), C4, square(), in_rep=Cyclic(2).trivial(1))
+    with pytest.raises(EvidenceError, match="a tuple"):
+        certify(lambda v: (v, v), C4, square())

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import eadem
-from eadem.errors import NoEquivariantMap, SymmetryBroken, Unsupported
+from eadem.errors import NoEquivariantMap, ShapeError, SymmetryBroken, Unsupported
 from eadem.groups import Cyclic, Dihedral, Octahedral, ReverseComplement, Symmetric
 from eadem.nn import GroupPool, check_geometry, check_symmetry, equivariant, group_cnn
 
@@ -247,3 +247,164 @@ def test_a_summary_writes_maps_as_one_declares_them():
     eadem.tie(model, "0.weight", via=eadem.Equivariant(C4.regular(1), C4.regular(2)))
     text = str(eadem.summary(model)).replace("\n", " ")
     assert "Equivariant(Cyclic(4).regular(1)," in text
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"stride": (2, 1)}, {"padding": (1, 0)}, {"dilation": (1, 2)}],
+    ids=lambda g: next(iter(g)),
+)
+def test_axes_that_are_exchanged_are_treated_alike(given):
+    rep = C4.regular(1)
+    layer = nn.Conv2d(4, 4, 3, **given)
+    with pytest.raises(SymmetryBroken, match=next(iter(given)) + ".*differently"):
+        equivariant(layer, rep, rep, in_size=9)
+    assert not eadem.ties(layer)
+    mirror = Cyclic(2)
+    line = mirror.representation([[1.0, 0.0], [0.0, -1.0]])
+    same = mirror.regular(2)
+    layer = equivariant(nn.Conv2d(4, 4, 3, **given).double(), same, same, (9, 9), space=line)
+    x = torch.randn(1, 4, 9, 9, dtype=torch.float64)
+    found = eadem.certify(layer, mirror, x, in_rep=same, out_rep=same, space=line)
+    assert found.relative <= 1e-12
+
+
+def test_what_does_not_fit_the_group_is_refused():
+    rep = C4.regular(1)
+    with pytest.raises(Unsupported, match="groups=1"):
+        equivariant(nn.Conv2d(8, 4, 3, groups=2), rep, rep)
+    with pytest.raises(ShapeError, match="acts on 3 axes"):
+        equivariant(nn.Conv2d(4, 4, 3), rep, rep, space=C4.trivial(3))
+    with pytest.raises(SymmetryBroken, match="sides of its input"):
+        check_symmetry(nn.Conv2d(4, 4, 3), rep, (8, 6))
+    with pytest.raises(ValueError, match="ndim=4"):
+        group_cnn(C4, 1, (2,), 3, 8, ndim=4)
+
+
+def test_a_layer_without_values_is_tied():
+    layer = equivariant(nn.Conv2d(4, 8, 3, device="meta"), C4.regular(1), C4.regular(2))
+    assert sum(p.numel() for p in layer.parameters()) == 74
+    assert layer.weight.is_meta
+
+
+C2 = Cyclic(2)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "rep", "follows"),
+    [
+        (2, C4.regular(2), True),
+        (1, C4.regular(2), True),
+        (4, C4.regular(2), False),
+        (8, C4.regular(2), True),
+        (1, C2.trivial(1) + C2.sign(1), False),
+        (2, C2.trivial(1) + C2.sign(1), True),
+        (2, C2.trivial(2) + C2.sign(2), True),
+        (1, C2.sign(3), True),
+        (1, C3.space(2), False),
+        (2, C3.space(2) + C3.trivial(2), False),
+    ],
+    ids=str,
+)
+def test_a_normalization_takes_whole_fields(blocks, rep, follows):
+    """The rule, and what a normalization with the group's weights really does."""
+    torch.manual_seed(0)
+    plain = nn.GroupNorm(blocks, rep.size, affine=False).double()
+    x = torch.randn(3, rep.size, 7, dtype=torch.float64)
+    space = rep.group.trivial(1)
+    found = eadem.certify(plain, rep.group, x, in_rep=rep, out_rep=rep, space=space)
+    assert (found.relative < 1e-12) == follows
+    if not follows:
+        with pytest.raises(SymmetryBroken, match="whole blocks"):
+            equivariant(plain, rep, rep)
+        with pytest.raises(SymmetryBroken, match="whole blocks"):
+            check_symmetry(plain, rep, (7,), space=space)
+        return
+    check_symmetry(plain, rep, (7,), space=space)
+
+
+def test_the_weight_of_a_normalization_has_no_sign():
+    torch.manual_seed(0)
+    rep = C2.trivial(2) + C2.sign(2)
+    layer = equivariant(nn.GroupNorm(4, 4).double(), rep, rep)
+    assert torch.equal(layer.weight, torch.ones(4, dtype=torch.float64))
+    assert sum(p.numel() for p in layer.parameters()) == 4 + 2
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.add_(torch.randn_like(p))
+    x, still = torch.randn(2, 4, 5, dtype=torch.float64), C2.trivial(1)
+    found = eadem.certify(layer, C2, x, in_rep=rep, out_rep=rep, space=still)
+    assert found.relative <= 1e-12
+    check_symmetry(layer, rep, (7,), space=still)
+    with pytest.raises(SymmetryBroken, match="one representation twice"):
+        equivariant(nn.GroupNorm(4, 4), C2.trivial(4), rep)
+
+
+def test_channels_that_are_cut_off_are_said():
+    both = C2.sign(1) + C2.trivial(1)
+    with pytest.warns(UserWarning, match=r"outputs 0 \(1 of 2\) are always zero"):
+        layer = equivariant(nn.Linear(2, 2, bias=False), C2.trivial(2), both)
+    assert torch.equal(layer.weight[0], torch.zeros(2))
+    assert bool((layer.weight[1] != 0).all())
+    with pytest.warns(UserWarning, match=r"inputs 0 \(1 of 2\) are never used"):
+        equivariant(nn.Linear(2, 2, bias=False), both, C2.trivial(2))
+    turned = C3.space(2) + C3.trivial(1)
+    with pytest.warns(UserWarning, match=r"inputs 0, 1 \(2 of 3\)"):
+        equivariant(nn.Linear(3, 2), turned, C3.trivial(2))
+    equivariant(nn.Linear(2, 2, bias=False), both, both)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.PReLU(4), "one weight"),
+        (nn.LayerNorm([4, 8, 8]), "elementwise_affine=False"),
+        (nn.LayerNorm([8, 8]), "elementwise_affine=False"),
+        (nn.LayerNorm(8, elementwise_affine=False), "last 1 of 2"),
+        (nn.GroupNorm(1, 4), "equivariant"),
+        (nn.GroupNorm(2, 4), "whole blocks"),
+        (nn.InstanceNorm2d(4, affine=True), "weights or statistics"),
+        (nn.AdaptiveAvgPool2d((3, 2)), "differently"),
+    ],
+    ids=str,
+)
+def test_what_stands_between_is_looked_at(layer, message):
+    with pytest.raises(SymmetryBroken, match=message):
+        check_symmetry(nn.Sequential(layer), C4.regular(1), 8)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.PReLU(),
+        nn.LayerNorm([4, 8, 8], elementwise_affine=False),
+        nn.LayerNorm([8, 8], elementwise_affine=False),
+        nn.GroupNorm(1, 4, affine=False),
+        nn.InstanceNorm2d(4),
+        nn.AdaptiveAvgPool2d(3),
+        nn.AdaptiveMaxPool2d(5),
+    ],
+    ids=str,
+)
+def test_what_may_stand_between_passes(layer):
+    rep, x = C4.regular(1), torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    check_symmetry(nn.Sequential(layer), rep, 8)
+    found = eadem.certify(layer.double(), C4, x, in_rep=rep, out_rep=rep)
+    assert found.relative <= 1e-12
+
+
+def test_one_side_is_that_of_every_axis():
+    dna = ReverseComplement()
+    conv = equivariant(nn.Conv1d(4, 4, 3), dna.bases(), dna.regular(2))
+    check_symmetry(conv, dna.bases(), 16)
+    cube = Octahedral()
+    check_symmetry(
+        equivariant(nn.Conv3d(1, 1, 3), cube.trivial(), cube.trivial()), cube.trivial(), 5
+    )
+
+
+def test_the_mode_of_every_part_is_left_as_it_was():
+    model = nn.Sequential(nn.ReLU(), nn.Dropout()).train()
+    model[1].eval()
+    check_symmetry(model, C4.regular(1), 8)
+    assert [m.training for m in model.modules()] == [True, True, False]

@@ -349,6 +349,8 @@ def bare_class(module: nn.Module) -> type[nn.Module]:
     over the generated one, as `parametrize` does: to change the ties would take that away.
     """
     kind = type(module)
+    if hasattr(kind, "_eadem_held"):
+        raise Unsupported("ties are not changed in eadem.expanded; do it outside of that")
     if hasattr(kind, "_eadem_class") and "_eadem_class" not in vars(kind):
         sites = ", ".join(repr(link.key) for link in module.__dict__.get(LINKS, {}).values())
         raise Unsupported(

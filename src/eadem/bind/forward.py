@@ -21,7 +21,7 @@ from eadem.bind.group import Link
 from eadem.bind.written import SiteValue
 from eadem.errors import TieBroken
 
-__all__ = ["enter_forward", "leave_forward", "read"]
+__all__ = ["enter_forward", "leave_forward", "read", "version_of"]
 
 _saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
@@ -34,9 +34,9 @@ class _Kept:
     def __init__(self, link: Link) -> None:
         self.held = held = link.parameters()
         self.grad, self.inference = is_grad_enabled(), is_inference_mode_enabled()
-        self.versions = [_version(p) for p in held]
+        self.versions = [version_of(p) for p in held]
         self.value = link.of(held)
-        self.version = _version(self.value)
+        self.version = version_of(self.value)
 
     def holds(self, link: Link) -> bool:
         """Whether the link would compute the same value now."""
@@ -45,7 +45,7 @@ class _Kept:
             self.grad is is_grad_enabled()
             and self.inference is is_inference_mode_enabled()
             and all(map(is_, self.held, held))
-            and self.versions == [_version(p) for p in held]
+            and self.versions == [version_of(p) for p in held]
         )
 
     @property
@@ -54,9 +54,14 @@ class _Kept:
         return self.version is not None and self.value._version != self.version
 
 
-def _version(value: Tensor) -> int | None:
-    """How often a tensor was written to; those of inference mode do not count it."""
-    return None if value.is_inference() else value._version
+def version_of(value: Tensor) -> int | None:
+    """How often a tensor was written to; those of inference mode do not count it, nor do
+    parameters made of them, which do not say that they are.
+    """
+    try:
+        return value._version
+    except RuntimeError:
+        return None
 
 
 def _lost(link: Link) -> TieBroken:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,9 @@ from eadem.evidence.score import EvidenceError
 from eadem.groups import Equivariant, Group, Representation
 from eadem.groups.group import Word
 from eadem.groups.signed import Signed
-from eadem.maps.base import LinearComposed, Map
+from eadem.maps.base import LinearComposed, Map, numel
 
-__all__ = ["GroupAction", "act", "first_loss", "representations"]
+__all__ = ["GroupAction", "act", "buffers_kept", "first_loss", "representations"]
 
 #: Up to so many elements a group is tried out in full.
 EXHAUSTIVE = 1000
@@ -39,6 +40,20 @@ class GroupAction:
     in_rep: Representation | None = None
     out_rep: Representation | None = None
     space: Representation | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("in_rep", "out_rep", "space"):
+            rep = getattr(self, name)
+            if rep is None:
+                continue
+            if not isinstance(rep, Representation):
+                raise EvidenceError(
+                    f"{name}={rep!r:.80}; give a representation such as group.regular(2)"
+                )
+            if rep.group != self.group:
+                raise EvidenceError(
+                    f"{name}={rep} is of another group than {self.group}; take it from that"
+                )
 
     def __str__(self) -> str:
         return str(self.group)
@@ -138,54 +153,99 @@ def first_loss(
     """The first module without children, in the order they run, whose output at g·x is not
     g times that at x; None where there is none.
 
-    Outputs move as the module's tie says, or else as what comes before does, or as channels
-    that stay, or as copies of the regular representation, whichever fits best.
+    Outputs move as the module's tie says, or else as what comes before does (its places may
+    have been flattened since), or as channels that stay, or as copies of the regular
+    representation, whichever fits. A module whose input moves in no such way, by what ran
+    between the modules, is not blamed.
     """
-    plain, moved = _outputs(model, x), _outputs(model, action.on_input(element, x))
+    plain, moved = _calls(model, x), _calls(model, action.on_input(element, x))
     said = representations(model)
-    current = action.in_rep
+    seen = _Seen(action, element, tolerance)
+    seen.follows(x, action.on_input(element, x), action.in_rep, True)
     names = {id(m): n or type(m).__name__ for n, m in model.named_modules()}
-    for (module, y), (_, at) in zip(plain, moved, strict=False):
+    for (module, before, y), (_, before_at, at) in zip(plain, moved, strict=False):
         if y.ndim < 2 or y.shape != at.shape or not y.is_floating_point():
             continue
-        current = said.get(id(module), current)
-        choices = _choices(action.group, current, int(y.shape[1]), id(module) in said)
-        scale = max(float(y.abs().max()), 1e-300)
-        errors = []
-        for rep in choices:
-            try:
-                expected = act(element, action.group, rep, action.space, y)
-            except (GroupError, ShapeError):
-                continue
-            errors.append(float((at - expected).abs().max()) / scale)
-        if errors and not min(errors) <= tolerance:
+        certain = id(module) in said
+        clear = before is None or before_at is None or seen.follows(before, before_at)
+        if seen.follows(y, at, said.get(id(module)), certain):
+            continue
+        if certain or clear:
             return names[id(module)]
     return None
 
 
-def _choices(
-    group: Group, current: Representation | None, channels: int, certain: bool
-) -> list[Representation | None]:
-    fits = current is not None and current.size == channels
-    if certain and fits:
-        return [current]
-    found: list[Representation | None] = [current] if fits else []
-    found.append(None)
-    if group.order <= EXHAUSTIVE and channels % group.order == 0:
-        found.append(group.regular(channels // group.order))
-    return found
+class _Seen:
+    """How the tensors seen last move: their channels' representation, and their shape."""
+
+    def __init__(self, action: GroupAction, element: Word, tolerance: float) -> None:
+        self.action, self.element, self.tolerance = action, element, tolerance
+        self.rep: Representation | None = None
+        self.shape: tuple[int, ...] = ()
+
+    def follows(
+        self,
+        y: Tensor,
+        at: Tensor,
+        rep: Representation | None = None,
+        certain: bool = False,
+    ) -> bool:
+        """Whether `at` is g times y in some way that y may move, which is remembered."""
+        if y.ndim < 2 or y.shape != at.shape or not y.is_floating_point():
+            return False
+        scale = max(float(y.abs().max()), 1e-300) if y.numel() else 1.0
+        for one, shape in self._ways(y, rep, certain):
+            try:
+                whole = y.reshape(y.shape[0], *shape[1:])
+                expected = act(
+                    self.element, self.action.group, one, self.action.space, whole
+                ).reshape(y.shape)
+            except (GroupError, ShapeError, EvidenceError):
+                continue
+            error = float((at - expected).abs().max()) / scale if y.numel() else 0.0
+            if error <= self.tolerance:
+                self.rep, self.shape = one, shape
+                return True
+        return False
+
+    def _ways(
+        self, y: Tensor, rep: Representation | None, certain: bool
+    ) -> list[tuple[Representation | None, tuple[int, ...]]]:
+        shape, channels, group = tuple(y.shape), int(y.shape[1]), self.action.group
+        if certain and (rep is None or rep.size == channels):
+            return [(rep, shape)]
+        found: list[tuple[Representation | None, tuple[int, ...]]] = []
+        if self.rep is not None and self.rep.size == channels:
+            found.append((self.rep, shape))
+        if (
+            self.shape
+            and shape[1:] != self.shape[1:]
+            and numel(shape[1:]) == numel(self.shape[1:])
+        ):
+            found.append((self.rep, self.shape))
+        found.append((None, shape))
+        if group.order <= EXHAUSTIVE and channels % group.order == 0:
+            found.append((group.regular(channels // group.order), shape))
+        return found
 
 
-def _outputs(model: nn.Module, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
-    """The output of every module without children, in the order of the calls."""
-    found: list[tuple[nn.Module, Tensor]] = []
+def _calls(model: nn.Module, x: Tensor) -> list[tuple[nn.Module, Tensor | None, Tensor]]:
+    """First input and output of every module without children, in the order of the calls."""
+    found: list[tuple[nn.Module, Tensor | None, Tensor]] = []
+    inputs: list[Tensor | None] = []
+
+    def note_input(module: nn.Module, args: Any) -> None:
+        given = args[0] if args and isinstance(args[0], Tensor) else None
+        inputs.append(None if given is None else given.detach().clone())
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
+        before = inputs.pop() if inputs else None
         if isinstance(output, Tensor):
-            found.append((module, output.detach().clone()))
+            found.append((module, before, output.detach().clone()))
 
     leaves = [m for m in model.modules() if not any(True for _ in m.children())]
-    hooks = [m.register_forward_hook(note) for m in leaves]
+    hooks = [m.register_forward_pre_hook(note_input) for m in leaves]
+    hooks += [m.register_forward_hook(note) for m in leaves]
     try:
         with torch.no_grad():
             model(x)
@@ -193,6 +253,24 @@ def _outputs(model: nn.Module, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
         for hook in hooks:
             hook.remove()
     return found
+
+
+@contextmanager
+def buffers_kept(fn: object) -> Iterator[None]:
+    """What forwards write into a module's buffers, as in train mode, is taken back after."""
+    if not isinstance(fn, nn.Module) or not any(m.training for m in fn.modules()):
+        yield
+        return
+    places = [(m, n, b) for m in fn.modules() for n, b in m._buffers.items() if b is not None]
+    copies = [b.detach().clone() for *_, b in places]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for (module, name, buffer), copy in zip(places, copies, strict=True):
+                if not torch.equal(buffer, copy):
+                    buffer.copy_(copy)
+                module._buffers[name] = buffer
 
 
 def loss_finder(

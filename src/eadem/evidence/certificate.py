@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from eadem.evidence._symmetry import GroupAction, loss_finder
+from eadem.evidence._symmetry import GroupAction, buffers_kept, loss_finder
 from eadem.evidence.score import EvidenceError
 from eadem.groups import Group, Representation
 
@@ -197,7 +197,8 @@ def certify(
     and 5e-2 for bfloat16.
 
     `fn` takes a tensor like `x` to a tensor, and must be deterministic (a model in eval
-    mode): it is evaluated once for each element, without gradients. Raises EvidenceError
+    mode): it is evaluated once for each element, without gradients; buffers of a module that
+    it writes in train mode are set back. Raises EvidenceError
     where no output can be compared, where an output is not finite or where the group does not
     act on shapes like these.
 
@@ -220,8 +221,9 @@ error 0.00e+00 relative, 0.00e+00 absolute, over 5 elements; worst at (0,)
     allowed = TOLERANCES.get(x.dtype, 1e-5) if tolerance is None else tolerance
     tried, compared, total, worst_error, worst = 0, 0, 0, -1.0, None
     errors: list[tuple[Any, float]] = []
-    with torch.no_grad():
+    with torch.no_grad(), buffers_kept(fn):
         plain = fn(x)
+        _is_tensor(plain)
         scale = float(plain.abs().max()) if plain.numel() else 0.0
         for element in group.elements(x):
             moved = fn(group.on_input(element, x))
@@ -249,7 +251,8 @@ error 0.00e+00 relative, 0.00e+00 absolute, over 5 elements; worst at (0,)
             "use a smaller margin or a larger input"
         )
     relative = worst_error / scale if scale > 0 else worst_error
-    lost = None if relative <= allowed else loss_finder(fn, group, x)(worst, allowed)
+    with buffers_kept(fn):
+        lost = None if relative <= allowed else loss_finder(fn, group, x)(worst, allowed)
     named = getattr(group, "name", None)
     return Certificate(
         kind=kind,
@@ -263,3 +266,11 @@ error 0.00e+00 relative, 0.00e+00 absolute, over 5 elements; worst at (0,)
         tolerance=allowed,
         lost_at=lost,
     )
+
+
+def _is_tensor(value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise EvidenceError(
+            f"the function gives a {type(value).__name__}, and a certificate compares tensors; "
+            "wrap it in one that returns the tensor meant: lambda x: fn(x)[0]"
+        )

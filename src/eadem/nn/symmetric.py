@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from eadem.bind import Tie, plan, tie
-from eadem.errors import SymmetryBroken, Unsupported
+from eadem.errors import ShapeError, SymmetryBroken, Unsupported
 from eadem.groups import Equivariant, Group, Representation
-from eadem.groups.signed import Signed
 from eadem.maps import LinearMap, Map, Transpose
+from eadem.nn._fields import axes, check_alike, check_blocks, each, say_zeros, still, unsigned
 
 __all__ = ["GroupPool", "check_geometry", "check_symmetry", "equivariant", "group_cnn"]
 
@@ -34,7 +34,16 @@ _POOLS = (
     nn.AvgPool2d,
     nn.AvgPool3d,
 )
+_ADAPTIVE = (
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d,
+)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 #: Functions of one number at a time; an odd one commutes with a change of sign.
 _ODD = (nn.Tanh, nn.Softsign, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink)
 _POINTWISE = (
@@ -72,8 +81,10 @@ def equivariant(
     normalization with an affine weight for each channel (`in_rep` is then `out_rep`).
     `in_size` is the side of its input, which decides whether a stride keeps the symmetry.
     Raises SymmetryBroken where the layer's geometry does not, and what `Equivariant` raises.
-    Where no bias is invariant, the layer must have none: NoEquivariantMap. The weight starts
-    as large as it was drawn.
+    Where no bias is invariant, the layer must have none: NoEquivariantMap. Warns where the
+    symmetry leaves nothing but zeros at an output, or in what is taken from an input. The
+    weight starts as large as it was drawn. The weight of a normalization, which does not
+    change sign with its channels, is one for all channels that the group exchanges.
 
     >>> from eadem.groups import Cyclic
     >>> C4 = Cyclic(4)
@@ -97,10 +108,20 @@ def _tie_layer(
     via: Map = Equivariant(*reps, space)
     if isinstance(layer, (*_CONVOLUTIONS, *_TRANSPOSED)):
         ndim = len(layer.kernel_size)
-        if _moves(reps[0].group, ndim, space):
-            check_geometry(layer, _sides(in_size, ndim))
+        if layer.groups != 1:
+            raise Unsupported(
+                f"{layer} takes each output from 1/{layer.groups} of the inputs, which "
+                "equivariant() does not check against the group; use groups=1"
+            )
+        moves = axes(reps[0].group, ndim, space)
+        if not still(moves):
+            sides = _sides(in_size, ndim)
+            check_alike(layer, moves, sides)
+            check_geometry(layer, sides)
         on_weight: Map = Transpose(0, 1) @ via if isinstance(layer, _TRANSPOSED) else via
-    elif isinstance(layer, nn.Linear | nn.GroupNorm):
+    elif isinstance(layer, nn.GroupNorm):
+        on_weight = _normalized(layer, *reps)
+    elif isinstance(layer, nn.Linear):
         on_weight = via
     else:
         raise Unsupported(
@@ -108,15 +129,38 @@ def _tie_layer(
             f"{type(layer).__name__}; use eadem.tie with via=Equivariant(in_rep, out_rep)"
         )
     given: Any = layer
-    drawn = None if given.weight is None else float(given.weight.detach().norm())
+    free = given.weight is None or given.weight.is_meta
+    drawn = None if free else float(given.weight.detach().norm())
     bound = None
     with plan(model):
-        if drawn is not None:
+        if given.weight is not None:
             bound = tie(model, prefix + "weight", via=on_weight)
         if given.bias is not None:
             tie(model, prefix + "bias", via=via)
     if bound is not None and drawn is not None:
         _rescale(given.weight, drawn, on_weight, bound)
+    if bound is not None and not isinstance(layer, nn.GroupNorm):
+        say_zeros(layer, on_weight, tuple(given.weight.shape), reps)
+
+
+def _normalized(
+    layer: nn.GroupNorm, in_rep: Representation, out_rep: Representation
+) -> Equivariant:
+    """What ties the weight of a normalization. Raises SymmetryBroken."""
+    if in_rep != out_rep:
+        raise SymmetryBroken(
+            f"{layer} leaves every channel where it is, so that what comes out moves as what "
+            f"goes in: give one representation twice, not {in_rep} and {out_rep}"
+        )
+    if out_rep.size != layer.num_channels:
+        raise ShapeError(
+            f"{out_rep} acts on {out_rep.size} channels; {layer} has {layer.num_channels}"
+        )
+    check_blocks(layer, layer.num_groups, out_rep)
+    if layer.weight is None:
+        return Equivariant(in_rep, out_rep)
+    plain = unsigned(out_rep)
+    return Equivariant(plain, plain)
 
 
 def _rescale(weight: Tensor, drawn: float, via: Map, bound: Tie) -> None:
@@ -134,23 +178,13 @@ def _rescale(weight: Tensor, drawn: float, via: Map, bound: Tie) -> None:
 
 def _moves(group: Group, ndim: int, space: Representation | None) -> bool:
     """Whether the group moves the axes at all."""
-    rep = group.space(ndim) if space is None else space
-    still = Signed.identity(ndim)
-    images = rep.images
-    return any(
-        i.distance(still) > 0 if isinstance(i, Signed) else abs(i - still.matrix()).max() > 0
-        for i in images
-    )
+    return not still(axes(group, ndim, space))
 
 
 def _sides(in_size: int | Sequence[int] | None, ndim: int) -> tuple[int, ...] | None:
     if in_size is None:
         return None
     return (in_size,) * ndim if isinstance(in_size, int) else tuple(in_size)
-
-
-def _each(value: Any, ndim: int) -> tuple[int, ...]:
-    return (int(value),) * ndim if isinstance(value, int) else tuple(int(v) for v in value)
 
 
 def check_geometry(layer: nn.Module, in_size: Sequence[int] | None) -> None:
@@ -166,16 +200,16 @@ def check_geometry(layer: nn.Module, in_size: Sequence[int] | None) -> None:
         ndim = len(layer.kernel_size)
     else:
         ndim = int(type(layer).__name__[-2])
-    kernel = _each(known.kernel_size, ndim)
-    stride = _each(known.stride, ndim)
-    dilation = _each(getattr(known, "dilation", 1), ndim)
+    kernel = each(known.kernel_size, ndim)
+    stride = each(known.stride, ndim)
+    dilation = each(getattr(known, "dilation", 1), ndim)
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     if known.padding == "same":
         _same_padding(layer, reach)
         return
-    padding = (0,) * ndim if known.padding == "valid" else _each(known.padding, ndim)
+    padding = (0,) * ndim if known.padding == "valid" else each(known.padding, ndim)
     if transposed:
-        extra = _each(known.output_padding, ndim)
+        extra = each(known.output_padding, ndim)
         if any(extra):
             raise SymmetryBroken(
                 f"{layer} adds output_padding={extra} at one end only, which no symmetry "
@@ -223,10 +257,15 @@ def check_symmetry(
 ) -> None:
     """Run a model once on zeros and check what stands between its equivariant layers.
 
+    `in_size` is the input's sides: (side,) or (rows, columns), () for features without axes,
+    or one number for all axes of the model's first convolution or pooling (two where it has
+    neither).
+
     Raises SymmetryBroken for a stride or padding that treats the ends of a side differently,
-    a non-linearity that acts on single numbers where the group does more than permute them,
-    and a batch normalization with statistics for each channel of a field of several. The
-    message says what to use instead. What a module does to its output's representation is
+    axes treated differently that the group exchanges, a non-linearity that acts on single
+    numbers where the group does more than permute them, and a normalization or a PReLU that
+    has statistics or weights of its own for parts of a field. The message says what to use
+    instead. What a module does to its output's representation is
     known of layers tied by `Equivariant` and of modules with an `out_rep`.
     """
     from eadem.evidence._symmetry import representations
@@ -237,7 +276,7 @@ def check_symmetry(
     def look(module: nn.Module, args: Any) -> None:
         given = args[0] if args and isinstance(args[0], Tensor) else None
         if given is not None:
-            _look(module, state["rep"], given, space)
+            _look(module, state["rep"], given, space, id(module) in said)
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         state["rep"] = said.get(id(module), state["rep"])
@@ -246,26 +285,60 @@ def check_symmetry(
     hooks = [m.register_forward_pre_hook(look) for m in leaves]
     hooks += [m.register_forward_hook(after) for m in model.modules() if id(m) in said]
     like = next(model.parameters(), torch.zeros(()))
-    sides = (in_size,) if isinstance(in_size, int) else tuple(in_size)
-    training = model.training
+    sides = _sides(in_size, _axes_of(model))
+    training = [(m, m.training) for m in model.modules()]
     try:
         with torch.no_grad():
-            shape = (1, in_rep.size, *(sides * 2 if isinstance(in_size, int) else sides))
+            shape = (1, in_rep.size, *(sides or ()))
             model.eval()(torch.zeros(shape, dtype=like.dtype, device=like.device))
     finally:
-        model.train(training)
+        for module, mode in training:
+            module.training = mode
         for hook in hooks:
             hook.remove()
 
 
+def _axes_of(model: nn.Module) -> int:
+    """The axes of a model's images, as its first convolution or pooling has them."""
+    kinds = (*_CONVOLUTIONS, *_TRANSPOSED, *_POOLS, *_ADAPTIVE)
+    first = next((type(m) for m in model.modules() if isinstance(m, kinds)), None)
+    if first is None:
+        return 2
+    name = next(k.__name__ for k in first.__mro__ if k in kinds)
+    return int(name[-2])
+
+
 def _look(
-    module: nn.Module, rep: Representation, given: Tensor, space: Representation | None
+    module: nn.Module,
+    rep: Representation,
+    given: Tensor,
+    space: Representation | None,
+    tied: bool,
 ) -> None:
     ndim = given.ndim - 2
-    fits = rep.size == given.shape[1]
-    if isinstance(module, (*_CONVOLUTIONS, *_TRANSPOSED, *_POOLS)):
-        if _moves(rep.group, ndim, space):
-            check_geometry(module, tuple(given.shape[2:]))
+    fits = ndim >= 0 and rep.size == given.shape[1]
+    if isinstance(module, (*_CONVOLUTIONS, *_TRANSPOSED, *_POOLS, *_ADAPTIVE)):
+        moves = axes(rep.group, ndim, space)
+        if not still(moves):
+            check_alike(module, moves, tuple(given.shape[2:]))
+            if not isinstance(module, _ADAPTIVE):
+                check_geometry(module, tuple(given.shape[2:]))
+    elif isinstance(module, nn.LayerNorm):
+        _look_at_layer_norm(module, rep, given, tied, space)
+    elif isinstance(module, nn.GroupNorm) and fits:
+        check_blocks(module, module.num_groups, rep)
+        _refuse_own(module, rep, tied or not module.affine)
+    elif isinstance(module, _INSTANCE_NORMS) and fits:
+        check_blocks(module, rep.size, rep)
+        _refuse_own(module, rep, tied or not (module.affine or module.track_running_stats))
+    elif isinstance(module, nn.PReLU) and fits:
+        if not rep.permutes:
+            raise SymmetryBroken(
+                f"{module} acts on single numbers, but {rep} does more than permute them: the "
+                "result does not follow the group. Use regular(m) or another permutation "
+                "representation here"
+            )
+        _refuse_own(module, rep, tied or module.num_parameters == 1)
     elif isinstance(module, _POINTWISE) and fits:
         odd = isinstance(module, _ODD)
         if not (rep.permutes or (odd and rep.exact)):
@@ -276,7 +349,7 @@ def _look(
                 "permutation representation here"
                 + (", or an odd function such as Tanh" if rep.exact else "")
             )
-    elif isinstance(module, _BATCH_NORMS) and fits and not _still(rep):
+    elif isinstance(module, _BATCH_NORMS) and fits and not still(rep):
         raise SymmetryBroken(
             f"{module} has statistics of its own for every channel, but {rep} moves channels "
             "into one another. Use equivariant(nn.GroupNorm(m, channels), rep, rep), with one "
@@ -284,11 +357,43 @@ def _look(
         )
 
 
-def _still(rep: Representation) -> bool:
-    identity = Signed.identity(rep.size)
-    return rep.exact and all(
-        isinstance(i, Signed) and i.distance(identity) == 0 for i in rep.images
+def _refuse_own(module: nn.Module, rep: Representation, none: bool) -> None:
+    """Raise SymmetryBroken where channels that are exchanged have weights of their own."""
+    if none or still(rep):
+        return
+    cure = f"equivariant(nn.GroupNorm(m, {rep.size}), rep, rep), or affine=False"
+    if isinstance(module, nn.PReLU):
+        cure = "nn.PReLU(), with one weight"
+    raise SymmetryBroken(
+        f"{module} has weights or statistics of its own for every channel or place, but {rep} "
+        f"moves them into one another. Use {cure}"
     )
+
+
+def _look_at_layer_norm(
+    module: nn.LayerNorm,
+    rep: Representation,
+    given: Tensor,
+    tied: bool,
+    space: Representation | None,
+) -> None:
+    """A normalization over the last axes: all of them with the channels, or places alone."""
+    over = len(module.normalized_shape)
+    ndim = given.ndim - 2
+    if over > ndim and given.shape[1] == rep.size:
+        check_blocks(module, 1, rep)
+    moves = ndim > 0 and _moves(rep.group, ndim, space)
+    if moves and over < ndim:
+        raise SymmetryBroken(
+            f"{module} normalizes the last {over} of {ndim} axes, which {rep.group} moves; use "
+            "nn.GroupNorm, or normalize over all axes"
+        )
+    if module.elementwise_affine and (moves or not still(rep)) and not tied:
+        raise SymmetryBroken(
+            f"{module} has a weight of its own for every channel or place, which "
+            f"{rep.group} moves into one another; use elementwise_affine=False, or "
+            "equivariant(nn.GroupNorm(m, channels), rep, rep)"
+        )
 
 
 class GroupPool(nn.Module):
@@ -342,6 +447,8 @@ def group_cnn(
     Cyclic(4) that is p4, with Dihedral(4) p4m. All layers are stock layers with a tie, and
     `check_symmetry` has passed. Raises SymmetryBroken.
     """
+    if ndim not in (1, 2, 3):
+        raise ValueError(f"ndim={ndim!r}; torch has convolutions of 1, 2 and 3 axes")
     if not widths:
         raise ValueError("widths is empty; give the number of fields of each layer")
     conv: Any = _CONVOLUTIONS[ndim - 1]
