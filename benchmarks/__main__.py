@@ -2,8 +2,8 @@
 benchmarks/lifecycle, what becomes of a tie, for docs/guide/lifecycle-table.md.
 
 `python -m benchmarks` from the root of the repository; names such as `ties` run only
-`bench_ties.py`, `--out FILE` writes to another place. `python -m benchmarks lifecycle [ROW …]`
-runs the lifecycle alone.
+`bench_ties.py` and renew its section, `--out FILE` writes to another place.
+`python -m benchmarks lifecycle [ROW …]` runs the lifecycle alone.
 """
 
 from __future__ import annotations
@@ -58,6 +58,20 @@ def machine() -> str:
     )
 
 
+def section(title: str, rows: list[Row]) -> str:
+    """One benchmark's part of the page."""
+    return f"## {title}\n\n{table(rows)}"
+
+
+def renewed(text: str, found: list[tuple[str, list[Row]]]) -> str:
+    """A page with the sections of some benchmarks replaced, or put before its last line."""
+    head, *parts = text.split("\n\n## ")
+    *parts, last = [*parts[:-1], *parts[-1].rsplit("\n\n", 1)] if parts else [text]
+    sections = {p.partition("\n")[0]: f"## {p}" for p in parts}
+    sections |= {title: section(title, rows) for title, rows in found}
+    return "\n\n".join([head, *(sections[t] for t in sorted(sections)), last])
+
+
 def page(found: list[tuple[str, list[Row]]]) -> str:
     """The whole of docs/benchmarks.md."""
     parts = [
@@ -66,8 +80,7 @@ def page(found: list[tuple[str, list[Row]]]) -> str:
         "the median over alternations of the two in one process; the spread is the lowest "
         "and the highest alternation.",
     ]
-    for title, rows in found:
-        parts += [f"## {title}", table(rows)]
+    parts += [section(*each) for each in found]
     missing = sorted({r.against for _, rows in found for r in rows if r.ratio is None})
     parts.append("Peers missing from this run: " + (", ".join(missing) or "none") + ".")
     return "\n\n".join(parts) + "\n"
@@ -85,8 +98,10 @@ def main() -> int:
     for path in modules(given.names):
         print(f"{path.name} …", file=sys.stderr, flush=True)
         found.append(run(path))
+    print("\n\n".join(section(*each) for each in found))
     text = page(found)
-    print(text)
+    if given.names and given.out.exists():
+        text = renewed(given.out.read_text(encoding="utf-8"), found)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(text, encoding="utf-8")
     broken = [r.name for _, rows in found for r in rows if r.holds is False]
