@@ -65,19 +65,10 @@ def table(folder: Path) -> Any:
 
 
 def _curves(models: Mapping[str, At]) -> str:
-    series = []
-    for style, key in enumerate(_DRAWN):
-        found = {n: _accuracy(models[key], n) for n in models[key]}
-        series.append(
-            chart.Series(
-                NAMES[key],
-                [float(n) for n in found],
-                [_mean(v) for v in found.values()],
-                [min(v) for v in found.values()],
-                [max(v) for v in found.values()],
-                style=style,
-            )
-        )
+    series = [
+        chart.repeated(NAMES[key], {n: _accuracy(models[key], n) for n in models[key]}, style)
+        for style, key in enumerate(_DRAWN)
+    ]
     ticks = [float(n) for n in models["p4"]]
     label = "Accuracy on rotated digits by training images: mean, least and greatest"
     return chart.chart(

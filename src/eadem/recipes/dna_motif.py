@@ -284,19 +284,10 @@ def _rows(aucs: Mapping[str, Mapping[Any, list[float]]]) -> list[list[str]]:
 
 
 def _curves(aucs: Mapping[str, Mapping[str, list[float]]]) -> str:
-    series = []
-    for style, (key, name) in enumerate(NAMES.items()):
-        found = list(aucs[key].values())
-        series.append(
-            chart.Series(
-                name,
-                [float(n) for n in aucs[key]],
-                [_mean(a) for a in found],
-                [min(a) for a in found],
-                [max(a) for a in found],
-                style=style,
-            )
-        )
+    series = [
+        chart.repeated(name, aucs[key], style)
+        for style, (key, name) in enumerate(NAMES.items())
+    ]
     label = "AUC on windows of the unseen part of the genome: mean, least and greatest"
     ticks = [float(n) for n in aucs["plain"]]
     return chart.chart(

@@ -234,19 +234,10 @@ def _rows(gains: Mapping[str, Mapping[Any, list[float]]]) -> list[list[str]]:
 
 
 def _gains(gains: Mapping[str, Mapping[str, list[float]]]) -> str:
-    series = []
-    for style, (key, name) in enumerate(NAMES.items()):
-        found = gains[key].values()
-        series.append(
-            chart.Series(
-                name,
-                [float(n) for n in gains[key]],
-                [sum(g) / len(g) for g in found],
-                [min(g) for g in found],
-                [max(g) for g in found],
-                style=style,
-            )
-        )
+    series = [
+        chart.repeated(name, gains[key], style)
+        for style, (key, name) in enumerate(NAMES.items())
+    ]
     label = "SNR gain by number of windows: mean, least and greatest of the repeats"
     ticks = [float(n) for n in gains["plain"]]
     return chart.chart(

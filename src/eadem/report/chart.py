@@ -7,13 +7,14 @@ its own colour, dash and marker, so that no reading depends on colour.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 from eadem.report.numbers import percent, significant
 
-__all__ = ["Chart", "Series", "chart"]
+__all__ = ["Chart", "Series", "chart", "repeated"]
 
 _DASHES = ("", "7 4", "2 4", "10 3 2 3")
 
@@ -30,6 +31,23 @@ class Series:
     dots: Sequence[tuple[float, float]] = ()
     style: int = 0
     markers: bool = True
+
+
+def repeated(name: str, runs: Mapping[Any, Sequence[float]], style: int = 0) -> Series:
+    """A line through the means of repeated runs, by x, with a band from least to greatest.
+
+    >>> repeated("a", {"10": [1.0, 3.0]}).y
+    [2.0]
+    """
+    found = list(runs.values())
+    return Series(
+        name,
+        [float(x) for x in runs],
+        [sum(values) / len(values) for values in found],
+        [min(values) for values in found],
+        [max(values) for values in found],
+        style=style,
+    )
 
 
 @dataclass(frozen=True)
