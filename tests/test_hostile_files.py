@@ -414,24 +414,26 @@ def test_a_hook_that_fails(hook: str, tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(numbers(model), held, strict=True))
 
 
+@pytest.mark.parametrize("threads", [False, True])
 def test_an_interrupt_comes_after_the_last_value(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: bool
 ) -> None:
     model = layers(nn.Linear)
     tie_layers(model)
     eadem.save(model, tmp_path / "x")
     fresh = layers(nn.Linear)
     calls = 0
-    read = TensorFile.into
+    read = TensorFile.read
 
-    def interrupted(self: TensorFile, name: str, target: torch.Tensor) -> None:
+    def interrupted(self: TensorFile, at: int, into: memoryview) -> None:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise KeyboardInterrupt
-        read(self, name, target)
+        read(self, at, into)
 
-    monkeypatch.setattr(TensorFile, "into", interrupted)
+    monkeypatch.setattr(TensorFile, "read", interrupted)
+    monkeypatch.setattr(layout, "PIECE", 16 if threads else layout.PIECE)
     with pytest.raises(KeyboardInterrupt):
         eadem.load(fresh, tmp_path / "x")
     for name, value in model.state_dict().items():

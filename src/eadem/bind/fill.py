@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,19 +43,20 @@ def _values(model: nn.Module) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, names: Sequence[str], into: Callable[[str, Tensor], None]) -> None:
-    """Have `into(name, tensor)` fill in tensors of a model that does not load by itself.
+def fill(
+    model: nn.Module, names: Sequence[str], into: Callable[[Mapping[str, Tensor]], None]
+) -> None:
+    """Have `into` fill in tensors, by name, of a model that does not load by itself.
 
     An interrupt comes when all is filled in: half of a model's values would be worse than a
     late answer.
     """
     held = model.state_dict()
+    targets = {name: held[name] for name in names}
     try:
-        for name in names:
-            into(name, held[name])
+        into(targets)
     except BaseException:
-        for name in names:
-            into(name, held[name])
+        into(targets)
         raise
 
 

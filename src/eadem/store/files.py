@@ -85,7 +85,7 @@ def _fill(
     if not bind.loads_by_itself(model):
         file.prefetch()
         declare(model, found, declared, start="empty")
-        bind.fill(model, theta, file.into)
+        bind.fill(model, theta, file.fill)
         return
     values = {name: file.tensor(name) for name in theta}
     try:

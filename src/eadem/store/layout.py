@@ -22,6 +22,7 @@ import os
 import struct
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Self
@@ -58,6 +59,8 @@ HEADER_BYTES = 100_000_000
 RANK = 32
 #: Bytes that are read, or written, at a time.
 WINDOW = 16 << 20
+#: Bytes that one thread reads at a time: long, so that threads seldom wait for each other.
+PIECE = 32 << 20
 #: Linux: read the pages of a mapping now; what cannot be read is an error, not a signal.
 _POPULATE_READ = 22
 
@@ -105,6 +108,27 @@ class Stored:
     def nbytes(self) -> int:
         """How many bytes it takes."""
         return self.stop - self.start
+
+
+def _read_at(file: BinaryIO, at: int, into: memoryview) -> int:
+    """Read some bytes from `at` on; how many. Where the system can, threads may do so at
+    once.
+    """
+    if hasattr(os, "preadv"):
+        return os.preadv(file.fileno(), [into], at)
+    file.seek(at)
+    return int(file.readinto(into))  # type: ignore[attr-defined]
+
+
+def _memory(target: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor."""
+    return target.detach().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _written(target: Tensor) -> None:
+    """Tell autograd that a tensor's memory was written."""
+    if not target.is_inference():
+        increment_version(target)
 
 
 class Places:
@@ -157,12 +181,11 @@ class Places:
     def read(self, at: int, into: memoryview) -> None:
         """Fill `into` with the bytes from `at` on. Raises RecordError."""
         try:
-            self._file.seek(at)
             while into:
-                got = self._file.readinto(into)  # type: ignore[attr-defined]
+                got = _read_at(self._file, at, into)
                 if not got:
                     raise self._damaged("it became shorter while it was read")
-                into = into[got:]
+                at, into = at + got, into[got:]
         except OSError as error:
             raise self._unread(error) from error
 
@@ -244,11 +267,9 @@ class TensorFile(Places):
         stored, dtype = self.tensors[name], self._dtype(name)
         if not stored.nbytes:
             return
-        lazy = target.is_neg() or target.is_conj()
-        if target.dtype == dtype and target.is_cpu and target.is_contiguous() and not lazy:
-            self.read(stored.start, target.reshape(-1).view(torch.uint8).numpy().data)
-            if not target.is_inference():
-                increment_version(target)
+        if self._direct(name, target):
+            self.read(stored.start, _memory(target))
+            _written(target)
             return
         flat = target.reshape(-1) if target.is_contiguous() else None
         many = numel(stored.shape) if flat is None else WINDOW // dtype.itemsize
@@ -261,6 +282,41 @@ class TensorFile(Places):
                 target.copy_(piece.reshape(stored.shape))
             else:
                 flat[at:stop].copy_(piece)
+
+    def _direct(self, name: str, target: Tensor) -> bool:
+        """Whether a target takes the bytes of the file as they are."""
+        lazy = target.is_neg() or target.is_conj()
+        return (
+            target.dtype == self._dtype(name)
+            and target.is_cpu
+            and target.is_contiguous()
+            and not lazy
+        )
+
+    def fill(self, targets: Mapping[str, Tensor]) -> None:
+        """Read tensors into others of their shapes, with as many threads as torch has.
+
+        Raises RecordError, when no thread writes any more.
+        """
+        direct = {n: t for n, t in targets.items() if t.numel() and self._direct(n, t)}
+        for name, target in targets.items():
+            if name not in direct:
+                self.into(name, target)
+        pieces = [
+            (self.tensors[name].start + at, _memory(target)[at : at + PIECE])
+            for name, target in direct.items()
+            for at in range(0, self.tensors[name].nbytes, PIECE)
+        ]
+        threads = torch.get_num_threads() if hasattr(os, "preadv") else 1
+        if threads < 2 or sum(len(into) for _, into in pieces) < 2 * PIECE:
+            for at, into in pieces:
+                self.read(at, into)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                for done in [pool.submit(self.read, at, into) for at, into in pieces]:
+                    done.result()
+        for target in direct.values():
+            _written(target)
 
     def prefetch(self) -> None:
         """Read every byte once, so that whatever cannot be read is an error now.
