@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from eadem.bind import ties
 from eadem.evidence._boundary import boundary_notes
 from eadem.evidence._clusters import ClusterRow, cluster_ids, robust_test, sensitivity
-from eadem.evidence._iterative import EXACT, Iterative
+from eadem.evidence._iterative import EXACT, KEPT, ROWS, Iterative
 from eadem.evidence._likelihood import Density, Information, Likelihood
 from eadem.evidence._release import Release, directions, trained
 from eadem.evidence.score import NullFit, Projection, ScoreResult
@@ -115,9 +115,10 @@ def score_test(
     The statistic is Rao's (1948), in the form of Aitchison & Silvey (1958): χ² with as many
     degrees of freedom as the data identify among the released directions. The robust form is
     that of White (1982) and Boos (Amer. Statist. 46, 1992). Everything is computed in float64
-    on an untied copy. Above 1,024 values at the sites nothing of their square is built: the
-    information is used through products, "observed" is replaced by "outer" and solved by
-    conjugate gradients, and the robust form is given for up to 128 released directions.
+    on an untied copy. Above 4,096 values at the sites (1,024 for "observed") nothing of their
+    square is built: the information is used through products, "observed" is replaced by
+    "outer" and solved by conjugate gradients, and the robust form is given for up to 128
+    released directions.
 
     Raises EvidenceError where the densities, the release or the clusters do not fit.
 
@@ -140,10 +141,13 @@ def score_test(
     """
     at = Likelihood(model, log_density, data)
     ids = cluster_ids(cluster, at.n)
-    if at.values.numel() > EXACT:
-        work: _Work = Iterative(model, at, information)
-    else:
+    p = at.values.numel()
+    by_rows = information != "observed" and p <= ROWS and at.n * p <= KEPT
+    work: _Work
+    if p <= EXACT or by_rows:
         work = _Exact(model, at, information)
+    else:
+        work = Iterative(model, at, information)
     found = work.project(directions(model, release))
     notes = [*found.notes, *work.notes]
     robust = robust_test(found, work.along(found), ids, notes)
@@ -152,7 +156,7 @@ def score_test(
         asked: list[tuple[str, str, Release]] = []
         every = ties(model)
         for t in every:
-            asked.append(("tie", ", ".join(t.sites), t))
+            asked.append(("tie", _listed(t.sites), t))
         for name in dict.fromkeys(s for t in every for s in t.sites):
             asked.append(("site", name, name))
         each = [_row("joint", "", found, work, ids)]
@@ -201,6 +205,17 @@ class _Exact:
 
     def along(self, found: Projection) -> Tensor | None:
         return self.scores @ found.along
+
+
+def _listed(sites: Sequence[str]) -> str:
+    """The sites' names, the first of many.
+
+    >>> _listed(["a", "b", "c", "d", "e"])
+    'a, b, c, … (5 sites)'
+    """
+    if len(sites) <= 4:
+        return ", ".join(sites)
+    return ", ".join(sites[:3]) + f", … ({len(sites)} sites)"
 
 
 def _row(kind: str, name: str, found: Projection, work: _Work, ids: Tensor) -> TableRow:
