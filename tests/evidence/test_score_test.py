@@ -232,6 +232,10 @@ def test_releases_by_name_tie_and_matrix_agree():
     for other in (by_tie, by_matrix):
         assert other.statistic == pytest.approx(by_name.statistic, rel=1e-10)
         torch.testing.assert_close(other.expected_change, by_name.expected_change)
+    again = by_name.again(eadem.ties(model)[1])
+    other = eadem.score_test(model, gauss, data, release=eadem.ties(model)[1])
+    assert (again.statistic, again.pvalue) == (other.statistic, other.pvalue)
+    assert again.robust == other.robust
     table = eadem.score_test(model, gauss, data).table()
     assert [(r.kind, r.df) for r in table.rows] == [
         ("joint", 2),

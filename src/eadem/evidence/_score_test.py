@@ -68,6 +68,12 @@ class ScoreTest(ScoreResult):
     clusters: tuple[ClusterRow, ...] = ()
     changes: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _rows: Callable[[], tuple[TableRow, ...]] = field(default=tuple, repr=False)
+    _again: Callable[[Release], ScoreTest] | None = field(default=None, repr=False)
+
+    def again(self, release: Release) -> ScoreTest:
+        """The test of another release, from the derivatives that this one was made of."""
+        assert self._again is not None
+        return self._again(release)
 
     def table(self) -> Table:
         """The joint test, then every tie let go alone, then every site let go alone."""
@@ -148,30 +154,32 @@ def score_test(
         work = _Exact(model, at, information)
     else:
         work = Iterative(model, at, information)
-    found = work.project(directions(model, release))
-    notes = [*found.notes, *work.notes]
-    robust = robust_test(found, work.along(found), ids, notes)
 
     def rows() -> tuple[TableRow, ...]:
-        asked: list[tuple[str, str, Release]] = []
+        asked: list[tuple[str, str, Release]] = [("joint", "", release)]
         every = ties(model)
-        for t in every:
-            asked.append(("tie", _listed(t.sites), t))
-        for name in dict.fromkeys(s for t in every for s in t.sites):
-            asked.append(("site", name, name))
-        each = [_row("joint", "", found, work, ids)]
-        for label, name, what in asked:
-            each.append(_row(label, name, work.project(directions(model, what)), work, ids))
-        return tuple(each)
+        asked += [("tie", _listed(t.sites), t) for t in every]
+        asked += [("site", s, s) for s in dict.fromkeys(s for t in every for s in t.sites)]
+        return tuple(
+            _row(label, name, work.project(directions(model, what)), work, ids)
+            for label, name, what in asked
+        )
 
-    result = found.result(robust, notes)
-    return ScoreTest(
-        **vars(result),
-        information=work.kind,
-        clusters=sensitivity(work.along(found), ids, None if cluster is None else at.n),
-        changes=at.plan.split(result.expected_change.reshape(-1)),
-        _rows=rows,
-    )
+    def test(release: Release) -> ScoreTest:
+        found = work.project(directions(model, release))
+        notes = [*found.notes, *work.notes]
+        along = work.along(found)
+        result = found.result(robust_test(found, along, ids, notes), notes)
+        return ScoreTest(
+            **vars(result),
+            information=work.kind,
+            clusters=sensitivity(along, ids, None if cluster is None else at.n),
+            changes=at.plan.split(result.expected_change.reshape(-1)),
+            _rows=rows,
+            _again=test,
+        )
+
+    return test(release)
 
 
 class _Work(Protocol):

@@ -39,11 +39,12 @@ def heat(
         empty = bool(np.isnan(grid[row, column]))
         fill = "var(--faint)" if empty else "var(--s2)"
         alpha = 1.0 if empty else 0.06 + 0.94 * share
+        said = escape(tip, quote=True)
         frame = ' stroke="currentColor" stroke-width="2"' if place in marked else ""
         parts.append(
             f'<rect x="{x:g}" y="{y:g}" width="{_SQUARE:g}" height="{_SQUARE:g}" rx="3" '
             f'fill="{fill}" fill-opacity="{alpha:.3f}"{frame} tabindex="0" '
-            f'data-tip="{escape(tip, quote=True)}"><title>{escape(tip)}</title></rect>'
+            f'role="img" aria-label="{said}" data-tip="{said}"/>'
         )
         if shown:
             parts.append(
