@@ -13,13 +13,15 @@ from eadem._plan import (
     Entry,
     Site,
     connected,
+    nearest_theta,
     residuals,
     resolve_group,
 )
 from eadem.bind.begin import Start, bound_maps, one_start, start_values
 from eadem.bind.group import BoundEntry, BoundTie, TieGroup
 from eadem.bind.names import Sites
-from eadem.maps.base import Shape
+from eadem.maps.base import Map, Shape
+from eadem.maps.remainder import Loose
 from eadem.maps.view import Same
 
 
@@ -52,11 +54,32 @@ def note_residuals(
             continue
         phis, parts = bound_maps(declaration, shapes, values, cache)
         with torch.no_grad():
-            away = residuals(phis, parts)
+            away = _residuals(declaration, phis, parts)
         bound.entries = [
             BoundEntry(e.site.name, e.site.index, e.map, r)
             for e, r in zip(declaration.entries, away, strict=True)
         ]
+
+
+def _residuals(
+    declaration: Declaration, phis: Sequence[Map], parts: Sequence[Tensor]
+) -> list[float]:
+    """How far each site is from what the tie can hold; one that may depart from it, from what
+    it can hold beside the nearest values of the others (of all, if every one may depart).
+    """
+    loose = {i for i, e in enumerate(declaration) if isinstance(e.map, Loose)}
+    if not loose or any(v.is_meta for v in parts):
+        return residuals(phis, parts)
+    held = [i for i in range(len(parts)) if i not in loose] or list(range(len(parts)))
+    best = nearest_theta([phis[i] for i in held], [parts[i] for i in held])
+    found = []
+    for e, phi, value in zip(declaration, phis, parts, strict=True):
+        away = value - phi.expand(best)
+        if isinstance(e.map, Loose):
+            rest = e.map.remainder(tuple(value.shape))
+            away = away - rest.expand(rest.lift(away))
+        found.append(float(away.abs().max()) if away.numel() else 0.0)
+    return found
 
 
 def no_residuals(everything: Sequence[tuple[Declaration, BoundTie]]) -> None:
