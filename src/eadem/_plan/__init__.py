@@ -7,8 +7,10 @@ from .classify import shared_map as shared_map
 from .plan import Expression as Expression
 from .plan import LinearPlan as LinearPlan
 from .plan import Owner as Owner
+from .plan import Plain as Plain
 from .plan import Plan as Plan
 from .plan import make_plan as make_plan
+from .plan import without_remainders as without_remainders
 from .resolve import Group as Group
 from .resolve import connected as connected
 from .resolve import resolve as resolve

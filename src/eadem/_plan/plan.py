@@ -423,9 +423,7 @@ def without_remainders(
         base = o if o.own is None else o.base
         if n in within and base is not None:
             kept[n] = base
-    found = {
-        n: e.base for n, e in expressions.items() if n in within and e.base is not None
-    }
+    found = {n: e.base for n, e in expressions.items() if n in within and e.base is not None}
     return Plain(kept, found, own)
 
 

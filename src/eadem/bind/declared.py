@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,18 +17,48 @@ from eadem._plan import (
     nearest_theta,
     residuals,
     resolve_group,
+    shared_map,
 )
 from eadem.bind.begin import Start, bound_maps, one_start, start_values
 from eadem.bind.group import BoundEntry, BoundTie, TieGroup
 from eadem.bind.names import Sites
 from eadem.maps.base import Map, Shape
 from eadem.maps.remainder import Loose
-from eadem.maps.view import Same
+from eadem.maps.view import Same, ViewMap
 
 
 def by_name(bound: BoundTie, names: Mapping[str, str]) -> Declaration:
     """A bound tie as a declaration, by the names that its places have today."""
     return Declaration(tuple(Entry(Site(names[e.key], e.index), e.map) for e in bound.entries))
+
+
+def tied_again(
+    declared: Sequence[tuple[Declaration, BoundTie]], wanted: Sequence[Declaration]
+) -> list[tuple[Declaration, BoundTie]]:
+    """Declared ties without the departures that new ones take back.
+
+    A site that may depart from a tie, and is tied again to another site of it, is where both
+    declarations hold: it departs no more.
+    """
+    found = []
+    for d, bound in declared:
+        out = set()
+        for i, e in enumerate(d.entries):
+            others = {x.site.name for x in d.entries} - {e.site.name}
+            if isinstance(e.map, Loose) and any(
+                e.site in (x.site for x in w) and not others.isdisjoint(w.names) for w in wanted
+            ):
+                out.add(i)
+        if not out:
+            found.append((d, bound))
+            continue
+        stay = [i for i in range(len(d.entries)) if i not in out]
+        alone = len(stay) == 1 and isinstance(shared_map(d.entries[stay[0]].map), ViewMap)
+        if stay and not alone:
+            entries = tuple(d.entries[i] for i in stay)
+            fresh = BoundTie([replace(bound.entries[i]) for i in stay])
+            found.append((Declaration(entries), fresh))
+    return found
 
 
 def alias_ties(index: Sites) -> list[tuple[Declaration, BoundTie]]:

@@ -144,7 +144,7 @@ class FactorJacobian(LinearMap):
         return a * v.shape[1] + b * u.shape[1] - a * b
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Loose(Map):
     """W = φθ + R: `shared` is φ, and R has free values of the site's own.
 
@@ -153,6 +153,11 @@ class Loose(Map):
     """
 
     shared: Map = field(default_factory=Same, kw_only=True)
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{n}={v!r}" for n, v in self.arguments().items() if n != "shared")
+        inner = "" if type(self.shared) is Same else f" @ {self.shared!r}"
+        return f"{type(self).__name__}({said}){inner}"
 
     @abstractmethod
     def remainder(self, out_shape: Shape) -> Map:
@@ -197,7 +202,7 @@ class Loose(Map):
         return found
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LowRank(Loose):
     """W = φθ + UᵀV with U (rank, rows), V (rank, columns): shared, and a remainder of low rank.
 
@@ -224,7 +229,7 @@ class LowRank(Loose):
         return Factors(self.rank).bind(out_shape)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Near(Loose):
     """W = φθ + R with any R, and ½·weight·‖R‖² to be added to the loss: soft sharing.
 
