@@ -110,7 +110,7 @@ def report(folder: Path) -> None:
         "makes equal, it can be asked tile by tile, without fitting anything again, whether "
         "the data agree; and where they do not, the tie is relaxed.",
         facts=[
-            ("36 → 1,764", "free values → kernels' values"),
+            ("27 → 1,323", "free values → kernels' values"),
             (f"{measured['rejected']} of {len(verdicts)}", "tiles rejected at 1 % after Holm"),
             (numbers.percent(measured["false"]), "rejected at 5 % where the tie is true"),
         ],
@@ -119,8 +119,8 @@ def report(folder: Path) -> None:
             page.Section(
                 "map",
                 "Where sharing fails",
-                "The score test of each tile at the tied fit. Empty tiles see no ink, and the "
-                "data cannot say anything of them.",
+                "The score test of each tile at the tied fit. A tile without ink is empty, "
+                "as the data say nothing of it.",
                 [page.pair(_map(verdicts, splits[0]["relaxed"]["most"]), ink)],
             ),
             page.Section(
@@ -133,7 +133,7 @@ def report(folder: Path) -> None:
             page.Section(
                 "remedy",
                 "What relaxing is worth",
-                f"Six of {_SIDE**2} tiles are given a remainder of rank 1 each (their kernel is "
+                f"Six of {_SIDE**2} tiles are given a remainder of rank 1 each (a kernel is "
                 "then the shared one plus a matrix of rank 1), once those that the test blames "
                 "most and once those that it blames least; all are fitted to "
                 f"{metrics['images']:,} digits and tested on 1,000 others. Mean over splits, "
