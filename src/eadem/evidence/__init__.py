@@ -13,6 +13,9 @@ from ._score_test import score_test as score_test
 from ._spectrum import Spectrum as Spectrum
 from ._spectrum import site_gradients as site_gradients
 from ._spectrum import spectrum as spectrum
+from ._suggest import Suggestion as Suggestion
+from ._suggest import Suggestions as Suggestions
+from ._suggest import suggest_ties as suggest_ties
 from ._trace import Trace as Trace
 from ._trace import trace as trace
 from .certificate import Action as Action
