@@ -3,6 +3,7 @@ back. Oracles are hand-written models, dense Jacobians and planted remainders.
 """
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -419,3 +420,90 @@ def test_lbfgs_is_refused_and_nothing_changes():
         eadem.relax(model, "2.weight", 1, optimizer=optimizer)
     assert relaxed(model) == []
     eadem.check(model)
+
+
+@pytest.mark.parametrize("kind", ["first", "alone", "all"])
+def test_compiled_pickled_cast_and_functional(kind):
+    model = chain()
+    eadem.tie(model, DECLARED[kind])
+    shuffle(model)
+    x = torch.randn(3, 5, dtype=torch.float64)
+    y = model(x)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert torch.allclose(compiled(x), y, rtol=0, atol=1e-12)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), y)
+    with eadem.expanded(model):
+        assert torch.equal(model(x), y)
+    given = dict(model.named_parameters())
+    assert torch.equal(torch.func.functional_call(model, given, (x,)), y)
+    halved = torch.func.functional_call(model, {n: p / 2 for n, p in given.items()}, (x,))
+    assert not torch.equal(halved, y)
+    single = copy.deepcopy(model).float()
+    assert torch.allclose(single(x.float()).double(), y, rtol=0, atol=1e-3)
+
+
+def test_the_summary_of_a_model_and_of_its_file_count_a_remainder(tmp_path):
+    model = chain()
+    eadem.tie(model, *SITES)
+    eadem.relax(model, "2.weight", 2)
+    assert eadem.summary(model).free == eadem.counts(model).free == 25 + 16 + 15
+    eadem.save(model, tmp_path / "m.safetensors")
+    from eadem.report.summary import summary_of_file
+
+    assert summary_of_file(tmp_path / "m.safetensors").free == 25 + 16 + 15
+    assert "a remainder of low rank in 2.weight" in eadem.explain(model, "2.weight")
+
+
+def test_cancelled_gradients_are_what_projection_leaves():
+    model = chain()
+    eadem.tie(model, {"0.weight": Same(), "2.weight": Transpose(), "4.weight": Same()})
+    x = torch.randn(8, 5, dtype=torch.float64)
+    with eadem.trace(model) as seen:
+        model(x).square().sum().backward()
+    g = seen.sites
+    mean = (g["0.weight"] + g["2.weight"].T + g["4.weight"]) / 3
+    away = seen.cancelled()
+    assert torch.allclose(away["0.weight"], g["0.weight"] - mean, rtol=0, atol=1e-12)
+    assert torch.allclose(away["2.weight"], g["2.weight"] - mean.T, rtol=0, atol=1e-12)
+    share = sum(float(v.square().sum()) for v in away.values())
+    whole = sum(float(v.square().sum()) for v in g.values())
+    assert seen.conflict()["0.weight"] == pytest.approx(share / whole, rel=1e-9)
+
+
+def test_a_frozen_tie_is_relaxed_frozen_and_the_order_of_relaxing_does_not_matter():
+    plans = []
+    for order in (("0.weight", "4.weight"), ("4.weight", "0.weight")):
+        model = chain()
+        eadem.tie(model, *SITES)
+        for p in eadem.ties(model)[0].thetas:
+            p.requires_grad_(False)
+        for site in order:
+            eadem.relax(model, site, 1)
+        assert not any(model.get_parameter(s).requires_grad for s in SITES)
+        plans.append({n: tuple(p.shape) for n, p in model.named_parameters()})
+    assert plans[0] == plans[1]
+    assert plans[0]["2.weight"] == (5, 5)
+
+
+def test_relaxing_every_site_and_taking_all_back():
+    model = chain()
+    eadem.tie(model, *SITES)
+    x = torch.randn(3, 5, dtype=torch.float64)
+    y = model(x).detach()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for site in SITES:
+        eadem.relax(model, site, 1, optimizer=optimizer)
+        assert torch.equal(model(x), y)
+    eadem.check_optimizers(model, optimizer)
+    assert eadem.counts(model).free <= 75 + 15
+    for found in relaxed(model):
+        found.tie(optimizer)
+    assert torch.equal(model(x), y)
+    eadem.check_optimizers(model, optimizer)
+    assert eadem.counts(model) == eadem.counts(eadem_tied())
+
+
+def eadem_tied():
+    model = chain()
+    eadem.tie(model, *SITES)
+    return model

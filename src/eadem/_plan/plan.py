@@ -202,6 +202,14 @@ class Plan(Map):
             found.update(self.lift_group(group, given))
         return _flat([found[n] for n in self.owners], values)
 
+    def part(self, group: Iterable[str]) -> Plan:
+        """The plan of one connected group of sites alone."""
+        within = set(group)
+        shapes = {n: s for n, s in self.shapes.items() if n in within}
+        owners = {n: o for n, o in self.owners.items() if n in within}
+        expressions = {n: e for n, e in self.expressions.items() if n in within}
+        return make_plan(shapes, owners, expressions, (tuple(shapes),))
+
     def lift_group(
         self, group: Iterable[str], given: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
@@ -362,12 +370,9 @@ class LinearPlan(Plan, LinearMap):
         total = 0
         counted: set[str] = set()
         for group in self.groups:
-            mine = {n: o for n, o in self.owners.items() if n in set(group)}
-            if any(o.joint for o in mine.values()):
-                counted.update(mine)
-                shapes = {n: s for n, s in self.shapes.items() if n in set(group)}
-                own = {n: e for n, e in self.expressions.items() if n in shapes}
-                total += LinearMap.rank.__get__(make_plan(shapes, mine, own))
+            if any(n in self.owners and self.owners[n].joint for n in group):
+                counted.update(group)
+                total += LinearMap.rank.__get__(self.part(group))
         return total + sum(
             numel(o.shape) if o.source is None else _linear(o.source).rank
             for n, o in self.owners.items()

@@ -296,7 +296,8 @@ def explain(model: nn.Module, site: str) -> str:
         lines.append(f"{name} {group.shapes[key]} = {_value(group, key, names)}")
         for o in used:
             owner = group.resolved.owners[o]
-            through = "" if owner.source is None else f" through {_through(owner.source)}"
+            maps = "" if owner.source is None else _through(owner.source)
+            through = f" through {maps}" if maps else ""
             theta = group.places[o].parameter
             frozen = "" if theta is None or theta.requires_grad else ", frozen"
             lines.append(f"  θ: {names[o]} {owner.shape}{through}{frozen}")

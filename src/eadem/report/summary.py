@@ -211,7 +211,11 @@ def of_plan(title: str, plan: Plan, maps: Mapping[str, Sequence[str]]) -> Summar
 def _row(plan: Plan, group: Sequence[str], maps: Mapping[str, Sequence[str]]) -> GroupRow:
     owners = tuple(name for name in group if name in plan.owners)
     free = 0
-    for name in owners:
+    if any(plan.owners[name].own is not None for name in owners):
+        part = plan.part(group)
+        theta = torch.rand(part.in_shape, dtype=torch.float64)
+        free = part.linearize(part.general(theta)).rank
+    for name in owners if not free else ():
         source = plan.owners[name].source
         stored = math.prod(plan.owners[name].shape)
         free += source.rank if isinstance(source, LinearMap) else stored
