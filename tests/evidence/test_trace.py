@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import eadem
-from eadem.evidence import EvidenceError, trace
+from eadem.evidence import EvidenceError, example_gradients, trace
 from eadem.maps import Affine, Flip, Same, Transpose
 
 
@@ -245,3 +245,18 @@ def test_autocast_gradients_add_up():
         model(torch.randn(7, 4)).float().square().sum().backward()
     total = sum(seen.sites.values())
     torch.testing.assert_close(total, model.a.weight.grad, rtol=1e-2, atol=1e-3)
+
+
+def test_gradients_by_example_are_those_of_each_example_alone():
+    torch.manual_seed(0)
+    model = Chain().double()
+    eadem.tie(model, {"a.weight": Same(), "b.weight": Transpose(), "c.weight": Same()})
+    x = torch.randn(6, 4, dtype=torch.float64)
+    found = example_gradients(model, lambda m, x: m(x).square().sum(1), x)
+    assert set(found) == {"a.weight", "b.weight", "c.weight"}
+    for i in range(6):
+        seen = backward(model, x[i : i + 1])
+        for name, g in seen.sites.items():
+            assert close(found[name][i], g)
+    with pytest.raises(EvidenceError, match="no ties"):
+        example_gradients(Chain(), lambda m, x: m(x).sum(1), x)

@@ -1,6 +1,7 @@
 """What the data say of a tie: tests, traces and certificates."""
 
 from ._clusters import ClusterRow as ClusterRow
+from ._examples import example_gradients as example_gradients
 from ._mean_test import MeanTest as MeanTest
 from ._mean_test import mean_test as mean_test
 from ._mean_test import site_mean_test as site_mean_test
