@@ -507,3 +507,86 @@ def eadem_tied():
     model = chain()
     eadem.tie(model, *SITES)
     return model
+
+
+def drawn_tie(generator):
+    """A random tie of some of five sites, through random maps."""
+    basis = torch.randn(16, 5, generator=generator, dtype=torch.float64)
+    kinds = [
+        Same(),
+        Same(),
+        Transpose(),
+        Flip(-1),
+        Scale(-2.0),
+        Affine(1.0, 0.5),
+        Gather(torch.randperm(16, generator=generator).reshape(4, 4), (4, 4)),
+    ]
+    inner = [None, None, Palindrome(), Subspace(basis)][draw(generator, 4)]
+    count = (1 if inner else 2) + draw(generator, 4)
+    names = [f"{i}.weight" for i in torch.randperm(5, generator=generator)[:count].tolist()]
+    declared = {}
+    for name in names:
+        phi = kinds[draw(generator, len(kinds))]
+        declared[name] = phi if inner is None else phi @ inner
+    return declared
+
+
+def draw(generator, n):
+    return int(torch.randint(n, (), generator=generator))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_order_of_relaxing_and_taking_back_keeps_what_it_says(seed, tmp_path):
+    generator = torch.Generator().manual_seed(seed)
+    declared = drawn_tie(generator)
+
+    def stock():
+        return nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(5))).double()
+
+    model = stock()
+    eadem.tie(model, declared, start="mean")
+    before = [(n, tuple(p.shape)) for n, p in model.named_parameters()]
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    x = torch.randn(7, 4, generator=generator, dtype=torch.float64)
+
+    def step():
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+
+    def changed(change):
+        nonlocal optimizer
+        try:
+            change(optimizer)
+        except eadem.Unsupported:
+            change(None)
+            optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        eadem.check(model)
+        eadem.check_optimizers(model, optimizer)
+
+    step()
+    order = list(declared)[: 1 + draw(generator, len(declared))]
+    for name in order:
+        how = [{"rank": 1}, {"rank": 2}, {"penalty": 0.1}][draw(generator, 3)]
+        was = values(model)
+        changed(lambda o, n=name, h=how: eadem.relax(model, n, optimizer=o, **h))
+        assert torch.allclose(values(model), was, rtol=0, atol=1e-13)
+        step()
+    shuffle(model, seed)
+    plan, theta = eadem.bind.resolved(model), eadem.bind.free_vector(model)
+    assert torch.allclose(plan.expand(theta), values(model), rtol=0, atol=1e-12)
+    rank = int(torch.linalg.matrix_rank(torch.func.jacrev(plan.expand)(theta)))
+    assert eadem.counts(model).free == eadem.summary(model).free == rank
+    eadem.save(model, tmp_path / "m.safetensors")
+    eadem.load(fresh := stock(), tmp_path / "m.safetensors")
+    assert torch.equal(values(fresh), values(model))
+    if len(order) < len(declared):
+        fresh.load_state_dict(eadem.twin(model).state_dict())
+        assert torch.allclose(values(fresh), values(model), rtol=0, atol=1e-10)
+    step()
+    for found in relaxed(model):
+        changed(found.tie)
+        step()
+    assert [(n, tuple(p.shape)) for n, p in model.named_parameters()] == before
+    eadem.tie(again := stock(), declared)
+    assert eadem.counts(again) == eadem.counts(model)

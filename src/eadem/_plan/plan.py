@@ -182,10 +182,10 @@ class Plan(Map):
         assert isinstance(plan, LinearMap)
         return plan
 
-    def general(self, theta: Tensor) -> Tensor:
+    def general(self, theta: Tensor, generator: torch.Generator) -> Tensor:
         """Every owner's general point."""
         parts = [
-            t if (source := self.owners[n].source) is None else source.general(t)
+            t if (source := self.owners[n].source) is None else source.general(t, generator)
             for n, t in self.split_theta(theta).items()
         ]
         return _flat(parts, theta)

@@ -221,9 +221,10 @@ def counts(model: nn.Module) -> Counts:
     if isinstance(whole, LinearMap):
         rank = whole.rank
     else:
+        generator = torch.Generator().manual_seed(0)
         split = any(map(is_split, model.parameters()))
         theta = _generic(whole.in_shape) if split else free_vector(model)
-        rank = whole.linearize(whole.general(theta.to(torch.float64).cpu())).rank
+        rank = whole.linearize(whole.general(theta.to(torch.float64).cpu(), generator)).rank
     return Counts(rank, numel(whole.in_shape), numel(whole.out_shape))
 
 

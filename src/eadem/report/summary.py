@@ -213,8 +213,9 @@ def _row(plan: Plan, group: Sequence[str], maps: Mapping[str, Sequence[str]]) ->
     free = 0
     if any(plan.owners[name].own is not None for name in owners):
         part = plan.part(group)
-        theta = torch.rand(part.in_shape, dtype=torch.float64)
-        free = part.linearize(part.general(theta)).rank
+        generator = torch.Generator().manual_seed(0)
+        theta = torch.rand(part.in_shape, generator=generator, dtype=torch.float64)
+        free = part.linearize(part.general(theta, generator)).rank
     for name in owners if not free else ():
         source = plan.owners[name].source
         stored = math.prod(plan.owners[name].shape)
