@@ -10,17 +10,20 @@ import torch
 from torch import nn
 
 import eadem
-from eadem import (
+from eadem import NoSuchSite, ShapeError, TieConflict
+from eadem.evidence import EvidenceError, relaxed, spectrum
+from eadem.maps import (
+    Affine,
+    Flip,
+    Gather,
     LowRank,
     Near,
-    NoSuchSite,
     Palindrome,
     Same,
-    ShapeError,
-    TieConflict,
+    Scale,
+    Subspace,
     Transpose,
 )
-from eadem.evidence import EvidenceError, relaxed, spectrum
 
 SITES = ("0.weight", "2.weight", "4.weight")
 
