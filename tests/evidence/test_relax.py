@@ -593,3 +593,13 @@ def test_any_order_of_relaxing_and_taking_back_keeps_what_it_says(seed, tmp_path
     assert [(n, tuple(p.shape)) for n, p in model.named_parameters()] == before
     eadem.tie(again := stock(), declared)
     assert eadem.counts(again) == eadem.counts(model)
+
+
+def test_a_large_tie_that_no_site_is_held_to_is_not_counted_by_a_matrix():
+    model = nn.ModuleList([nn.Linear(80, 80, bias=False) for _ in range(2)])
+    eadem.tie(model, {"0.weight": LowRank(1), "1.weight": LowRank(1)})
+    with pytest.raises(eadem.TooLarge, match="Hold one site"):
+        eadem.counts(model)
+    assert eadem.summary(model).free == eadem.summary(model).stored == 6400 + 2 * 160
+    eadem.evidence.relaxed(model)[0].tie()
+    assert eadem.counts(model).free == 6400 + 159

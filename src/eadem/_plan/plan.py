@@ -17,7 +17,7 @@ from torch import Tensor
 
 from eadem.errors import ShapeError, TooLarge
 from eadem.maps.algebra import blocks, offsets, stack
-from eadem.maps.base import LinearMap, Map, Shape, numel
+from eadem.maps.base import DENSE_LIMIT, RANK_RTOL, LinearMap, Map, Shape, numel
 from eadem.maps.index import Indexed
 from eadem.maps.view import Same
 
@@ -372,12 +372,23 @@ class LinearPlan(Plan, LinearMap):
         for group in self.groups:
             if any(n in self.owners and self.owners[n].joint for n in group):
                 counted.update(group)
-                total += LinearMap.rank.__get__(self.part(group))
+                total += self._dense_rank(group)
         return total + sum(
             numel(o.shape) if o.source is None else _linear(o.source).rank
             for n, o in self.owners.items()
             if n not in counted
         )
+
+    def _dense_rank(self, group: tuple[str, ...]) -> int:
+        part = self.part(group)
+        sizes = numel(part.in_shape), numel(part.out_shape)
+        if sizes[0] * sizes[1] > DENSE_LIMIT**2:
+            raise TooLarge(
+                f"every site of the tie of {', '.join(group[:4])} departs from it, so its free "
+                f"values ({sizes[0]} stored) are counted by the rank of a matrix of {sizes[1]} "
+                f"rows; Eadem builds at most {DENSE_LIMIT}² entries. Hold one site to the tie"
+            )
+        return int(torch.linalg.matrix_rank(part.dense(), rtol=RANK_RTOL))  # type: ignore[attr-defined]
 
     def gram_diagonal(self) -> Tensor | None:
         """How often each free value is used (scale squared), where no dense map is involved."""

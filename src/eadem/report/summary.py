@@ -16,6 +16,7 @@ import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from html import escape
 
@@ -27,7 +28,7 @@ from torch import nn
 
 from eadem._plan import Plan
 from eadem.bind import resolved
-from eadem.errors import RecordError
+from eadem.errors import RecordError, TooLarge
 from eadem.maps import LinearMap
 from eadem.report.numbers import count, ratio
 from eadem.report.sites import map_texts
@@ -215,7 +216,8 @@ def _row(plan: Plan, group: Sequence[str], maps: Mapping[str, Sequence[str]]) ->
         part = plan.part(group)
         generator = torch.Generator().manual_seed(0)
         theta = torch.rand(part.in_shape, generator=generator, dtype=torch.float64)
-        free = part.linearize(part.general(theta, generator)).rank
+        with suppress(TooLarge):
+            free = part.linearize(part.general(theta, generator)).rank
     for name in owners if not free else ():
         source = plan.owners[name].source
         stored = math.prod(plan.owners[name].shape)
