@@ -169,6 +169,7 @@ def suggest_ties(
         NoSuchSite: a pattern matches no parameter.
         TooLarge: more than 20,000 pairs, or alignments of more than 2·10¹¹ steps in all.
 
+    >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Linear(20, 30), nn.Linear(30, 20), nn.Linear(20, 30))
     >>> model[1].weight.data = model[2].weight.data.T + 0.01 * torch.randn(20, 30)
     >>> found = suggest_ties(model, "*.weight")
