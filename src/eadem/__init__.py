@@ -45,6 +45,7 @@ if _TYPE_CHECKING:
     from .evidence._relax import penalty as penalty
     from .evidence._relax import relax as relax
     from .evidence._score_test import score_test as score_test
+    from .evidence._suggest import suggest_ties as suggest_ties
     from .evidence._trace import trace as trace
     from .evidence.certificate import Shifts as Shifts
     from .evidence.certificate import certify as certify
@@ -150,6 +151,7 @@ _HOME = {
         "penalty",
         "relax",
         "score_test",
+        "suggest_ties",
         "trace",
         "wald_test",
     ),

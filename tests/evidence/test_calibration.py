@@ -38,3 +38,10 @@ def test_the_benchmark_reports_a_share_of_rejections():
         float(torch.rand((), generator=torch.Generator().manual_seed(s))) for s in range(50)
     ]
     assert share == np.mean(np.array(seen) < 0.05)
+
+
+@pytest.mark.parametrize(("case", "draws"), [(bench.regression, 40), (bench.network, 20)])
+def test_the_power_is_that_of_a_non_central_chi_square(case, draws):
+    rejected = bench.share(lambda g: case(g, 10.0), draws)["plain"]
+    wanted = float(stats.ncx2.sf(stats.chi2.isf(0.05, 4), 4, 10.0))
+    assert abs(rejected - wanted) < 3.5 * (wanted * (1 - wanted) / draws) ** 0.5

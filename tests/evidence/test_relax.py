@@ -3,23 +3,27 @@ back. Oracles are hand-written models, dense Jacobians and planted remainders.
 """
 
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
 
 import eadem
-from eadem import (
+from eadem import NoSuchSite, ShapeError, TieConflict
+from eadem.evidence import EvidenceError, relaxed, spectrum
+from eadem.maps import (
+    Affine,
+    Flip,
+    Gather,
     LowRank,
     Near,
-    NoSuchSite,
     Palindrome,
     Same,
-    ShapeError,
-    TieConflict,
+    Scale,
+    Subspace,
     Transpose,
 )
-from eadem.evidence import EvidenceError, relaxed, spectrum
 
 SITES = ("0.weight", "2.weight", "4.weight")
 
@@ -419,3 +423,183 @@ def test_lbfgs_is_refused_and_nothing_changes():
         eadem.relax(model, "2.weight", 1, optimizer=optimizer)
     assert relaxed(model) == []
     eadem.check(model)
+
+
+@pytest.mark.parametrize("kind", ["first", "alone", "all"])
+def test_compiled_pickled_cast_and_functional(kind):
+    model = chain()
+    eadem.tie(model, DECLARED[kind])
+    shuffle(model)
+    x = torch.randn(3, 5, dtype=torch.float64)
+    y = model(x)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert torch.allclose(compiled(x), y, rtol=0, atol=1e-12)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), y)
+    with eadem.expanded(model):
+        assert torch.equal(model(x), y)
+    given = dict(model.named_parameters())
+    assert torch.equal(torch.func.functional_call(model, given, (x,)), y)
+    halved = torch.func.functional_call(model, {n: p / 2 for n, p in given.items()}, (x,))
+    assert not torch.equal(halved, y)
+    single = copy.deepcopy(model).float()
+    assert torch.allclose(single(x.float()).double(), y, rtol=0, atol=1e-3)
+
+
+def test_the_summary_of_a_model_and_of_its_file_count_a_remainder(tmp_path):
+    model = chain()
+    eadem.tie(model, *SITES)
+    eadem.relax(model, "2.weight", 2)
+    assert eadem.summary(model).free == eadem.counts(model).free == 25 + 16 + 15
+    eadem.save(model, tmp_path / "m.safetensors")
+    from eadem.report.summary import summary_of_file
+
+    assert summary_of_file(tmp_path / "m.safetensors").free == 25 + 16 + 15
+    assert "a remainder of low rank in 2.weight" in eadem.explain(model, "2.weight")
+
+
+def test_cancelled_gradients_are_what_projection_leaves():
+    model = chain()
+    eadem.tie(model, {"0.weight": Same(), "2.weight": Transpose(), "4.weight": Same()})
+    x = torch.randn(8, 5, dtype=torch.float64)
+    with eadem.trace(model) as seen:
+        model(x).square().sum().backward()
+    g = seen.sites
+    mean = (g["0.weight"] + g["2.weight"].T + g["4.weight"]) / 3
+    away = seen.cancelled()
+    assert torch.allclose(away["0.weight"], g["0.weight"] - mean, rtol=0, atol=1e-12)
+    assert torch.allclose(away["2.weight"], g["2.weight"] - mean.T, rtol=0, atol=1e-12)
+    share = sum(float(v.square().sum()) for v in away.values())
+    whole = sum(float(v.square().sum()) for v in g.values())
+    assert seen.conflict()["0.weight"] == pytest.approx(share / whole, rel=1e-9)
+
+
+def test_a_frozen_tie_is_relaxed_frozen_and_the_order_of_relaxing_does_not_matter():
+    plans = []
+    for order in (("0.weight", "4.weight"), ("4.weight", "0.weight")):
+        model = chain()
+        eadem.tie(model, *SITES)
+        for p in eadem.ties(model)[0].thetas:
+            p.requires_grad_(False)
+        for site in order:
+            eadem.relax(model, site, 1)
+        assert not any(model.get_parameter(s).requires_grad for s in SITES)
+        plans.append({n: tuple(p.shape) for n, p in model.named_parameters()})
+    assert plans[0] == plans[1]
+    assert plans[0]["2.weight"] == (5, 5)
+
+
+def test_relaxing_every_site_and_taking_all_back():
+    model = chain()
+    eadem.tie(model, *SITES)
+    x = torch.randn(3, 5, dtype=torch.float64)
+    y = model(x).detach()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for site in SITES:
+        eadem.relax(model, site, 1, optimizer=optimizer)
+        assert torch.equal(model(x), y)
+    eadem.check_optimizers(model, optimizer)
+    assert eadem.counts(model).free <= 75 + 15
+    for found in relaxed(model):
+        found.tie(optimizer)
+    assert torch.equal(model(x), y)
+    eadem.check_optimizers(model, optimizer)
+    assert eadem.counts(model) == eadem.counts(eadem_tied())
+
+
+def eadem_tied():
+    model = chain()
+    eadem.tie(model, *SITES)
+    return model
+
+
+def drawn_tie(generator):
+    """A random tie of some of five sites, through random maps."""
+    basis = torch.randn(16, 5, generator=generator, dtype=torch.float64)
+    kinds = [
+        Same(),
+        Same(),
+        Transpose(),
+        Flip(-1),
+        Scale(-2.0),
+        Affine(1.0, 0.5),
+        Gather(torch.randperm(16, generator=generator).reshape(4, 4), (4, 4)),
+    ]
+    inner = [None, None, Palindrome(), Subspace(basis)][draw(generator, 4)]
+    count = (1 if inner else 2) + draw(generator, 4)
+    names = [f"{i}.weight" for i in torch.randperm(5, generator=generator)[:count].tolist()]
+    declared = {}
+    for name in names:
+        phi = kinds[draw(generator, len(kinds))]
+        declared[name] = phi if inner is None else phi @ inner
+    return declared
+
+
+def draw(generator, n):
+    return int(torch.randint(n, (), generator=generator))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_order_of_relaxing_and_taking_back_keeps_what_it_says(seed, tmp_path):
+    generator = torch.Generator().manual_seed(seed)
+    declared = drawn_tie(generator)
+
+    def stock():
+        return nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(5))).double()
+
+    model = stock()
+    eadem.tie(model, declared, start="mean")
+    before = [(n, tuple(p.shape)) for n, p in model.named_parameters()]
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    x = torch.randn(7, 4, generator=generator, dtype=torch.float64)
+
+    def step():
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+
+    def changed(change):
+        nonlocal optimizer
+        try:
+            change(optimizer)
+        except eadem.Unsupported:
+            change(None)
+            optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        eadem.check(model)
+        eadem.check_optimizers(model, optimizer)
+
+    step()
+    order = list(declared)[: 1 + draw(generator, len(declared))]
+    for name in order:
+        how = [{"rank": 1}, {"rank": 2}, {"penalty": 0.1}][draw(generator, 3)]
+        was = values(model)
+        changed(lambda o, n=name, h=how: eadem.relax(model, n, optimizer=o, **h))
+        assert torch.allclose(values(model), was, rtol=0, atol=1e-13)
+        step()
+    shuffle(model, seed)
+    plan, theta = eadem.bind.resolved(model), eadem.bind.free_vector(model)
+    assert torch.allclose(plan.expand(theta), values(model), rtol=0, atol=1e-12)
+    rank = int(torch.linalg.matrix_rank(torch.func.jacrev(plan.expand)(theta)))
+    assert eadem.counts(model).free == eadem.summary(model).free == rank
+    eadem.save(model, tmp_path / "m.safetensors")
+    eadem.load(fresh := stock(), tmp_path / "m.safetensors")
+    assert torch.equal(values(fresh), values(model))
+    if len(order) < len(declared):
+        fresh.load_state_dict(eadem.twin(model).state_dict())
+        assert torch.allclose(values(fresh), values(model), rtol=0, atol=1e-10)
+    step()
+    for found in relaxed(model):
+        changed(found.tie)
+        step()
+    assert [(n, tuple(p.shape)) for n, p in model.named_parameters()] == before
+    eadem.tie(again := stock(), declared)
+    assert eadem.counts(again) == eadem.counts(model)
+
+
+def test_a_large_tie_that_no_site_is_held_to_is_not_counted_by_a_matrix():
+    model = nn.ModuleList([nn.Linear(80, 80, bias=False) for _ in range(2)])
+    eadem.tie(model, {"0.weight": LowRank(1), "1.weight": LowRank(1)})
+    with pytest.raises(eadem.TooLarge, match="Hold one site"):
+        eadem.counts(model)
+    assert eadem.summary(model).free == eadem.summary(model).stored == 6400 + 2 * 160
+    eadem.evidence.relaxed(model)[0].tie()
+    assert eadem.counts(model).free == 6400 + 159

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import eadem
-from eadem.evidence import EvidenceError, trace
+from eadem.evidence import EvidenceError, example_gradients, trace
 from eadem.maps import Affine, Flip, Same, Transpose
 
 
@@ -305,3 +305,18 @@ def test_steps_of_a_recurrence_are_calls_that_sum_to_its_gradient(steps):
     calls = [g for i in (0, 1) for g in seen.calls.get(f"cells.{i}.weight_hh", [])]
     assert len(calls) == steps
     assert close(sum(calls), rnn.weight_hh_l0.grad)
+
+
+def test_gradients_by_example_are_those_of_each_example_alone():
+    torch.manual_seed(0)
+    model = Chain().double()
+    eadem.tie(model, {"a.weight": Same(), "b.weight": Transpose(), "c.weight": Same()})
+    x = torch.randn(6, 4, dtype=torch.float64)
+    found = example_gradients(model, lambda m, x: m(x).square().sum(1), x)
+    assert set(found) == {"a.weight", "b.weight", "c.weight"}
+    for i in range(6):
+        seen = backward(model, x[i : i + 1])
+        for name, g in seen.sites.items():
+            assert close(found[name][i], g)
+    with pytest.raises(EvidenceError, match="no ties"):
+        example_gradients(Chain(), lambda m, x: m(x).sum(1), x)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from eadem.errors import ShapeError, TooLarge
 from eadem.maps.algebra import blocks, offsets, stack
-from eadem.maps.base import LinearMap, Map, Shape, numel
+from eadem.maps.base import DENSE_LIMIT, RANK_RTOL, LinearMap, Map, Shape, numel
 from eadem.maps.index import Indexed
 from eadem.maps.view import Same
 
@@ -182,10 +182,10 @@ class Plan(Map):
         assert isinstance(plan, LinearMap)
         return plan
 
-    def general(self, theta: Tensor) -> Tensor:
+    def general(self, theta: Tensor, generator: torch.Generator) -> Tensor:
         """Every owner's general point."""
         parts = [
-            t if (source := self.owners[n].source) is None else source.general(t)
+            t if (source := self.owners[n].source) is None else source.general(t, generator)
             for n, t in self.split_theta(theta).items()
         ]
         return _flat(parts, theta)
@@ -201,6 +201,14 @@ class Plan(Map):
         for group in self.groups:
             found.update(self.lift_group(group, given))
         return _flat([found[n] for n in self.owners], values)
+
+    def part(self, group: Iterable[str]) -> Plan:
+        """The plan of one connected group of sites alone."""
+        within = set(group)
+        shapes = {n: s for n, s in self.shapes.items() if n in within}
+        owners = {n: o for n, o in self.owners.items() if n in within}
+        expressions = {n: e for n, e in self.expressions.items() if n in within}
+        return make_plan(shapes, owners, expressions, (tuple(shapes),))
 
     def lift_group(
         self, group: Iterable[str], given: Mapping[str, Tensor]
@@ -362,17 +370,25 @@ class LinearPlan(Plan, LinearMap):
         total = 0
         counted: set[str] = set()
         for group in self.groups:
-            mine = {n: o for n, o in self.owners.items() if n in set(group)}
-            if any(o.joint for o in mine.values()):
-                counted.update(mine)
-                shapes = {n: s for n, s in self.shapes.items() if n in set(group)}
-                own = {n: e for n, e in self.expressions.items() if n in shapes}
-                total += LinearMap.rank.__get__(make_plan(shapes, mine, own))
+            if any(n in self.owners and self.owners[n].joint for n in group):
+                counted.update(group)
+                total += self._dense_rank(group)
         return total + sum(
             numel(o.shape) if o.source is None else _linear(o.source).rank
             for n, o in self.owners.items()
             if n not in counted
         )
+
+    def _dense_rank(self, group: tuple[str, ...]) -> int:
+        part = self.part(group)
+        sizes = numel(part.in_shape), numel(part.out_shape)
+        if sizes[0] * sizes[1] > DENSE_LIMIT**2:
+            raise TooLarge(
+                f"every site of the tie of {', '.join(group[:4])} departs from it, so its free "
+                f"values ({sizes[0]} stored) are counted by the rank of a matrix of {sizes[1]} "
+                f"rows; Eadem builds at most {DENSE_LIMIT}² entries. Hold one site to the tie"
+            )
+        return int(torch.linalg.matrix_rank(part.dense(), rtol=RANK_RTOL))  # type: ignore[attr-defined]
 
     def gram_diagonal(self) -> Tensor | None:
         """How often each free value is used (scale squared), where no dense map is involved."""

@@ -144,11 +144,12 @@ def _as_it_is(kind: str, key: str, old: State, change: Change, found: State) -> 
     """An entry that is not shaped as its parameter, such as the number of steps."""
     moved = change.moved()
     for name in found:
-        came = moved.get(name, name)
-        if key not in old.get(came, {}):
-            continue
-        shares = name in change.after.owners
-        if shares != (came in change.before.owners):
+        if name in change.after.owners:
+            came = moved.get(name, name)
+            stays = came in change.before.owners
+        else:
+            came, stays = name, name in change.before.own
+        if not stays or key not in old.get(came, {}):
             continue
         value = old[came][key]
         resized = change.thetas[name].numel() != change.parameters[came].numel()

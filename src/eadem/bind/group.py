@@ -25,7 +25,8 @@ from eadem._plan import Expression, Group, Owner
 from eadem._plan.site import Item
 from eadem.bind.split import wholes
 from eadem.errors import EademError, TieBroken, Unsupported
-from eadem.maps.base import Map, Shape
+from eadem.maps.algebra import Added
+from eadem.maps.base import Map, Shape, numel
 from eadem.maps.index import Index, IndexMap
 from eadem.maps.view import Same, Viewed, ViewMap
 
@@ -204,7 +205,17 @@ class TieGroup:
 class Link:
     """One derived site on its module: where its value comes from."""
 
-    __slots__ = ("direct", "expression", "group", "key", "like", "same", "shape", "sources")
+    __slots__ = (
+        "added",
+        "direct",
+        "expression",
+        "group",
+        "key",
+        "like",
+        "same",
+        "shape",
+        "sources",
+    )
 
     def __init__(
         self,
@@ -234,6 +245,12 @@ class Link:
             and isinstance(outer, ViewMap)
             and outer.view().is_identity
         )
+        #: the maps of a site that is a sum of one for each of its owners
+        self.added: tuple[Map, ...] = ()
+        if isinstance(outer, Added) and len(outer.parts) == len(self.sources):
+            sizes = [numel(owner.roots) for _, _, owner in self.sources]
+            if [numel(part.in_shape) for part in outer.parts] == sizes:
+                self.added = outer.parts
         #: the value of a site picked from one parameter, without a source
         self.direct: Callable[[Tensor], Tensor] | None = None
         if plain and isinstance(outer, IndexMap) and not isinstance(outer, ViewMap):
@@ -290,6 +307,12 @@ class Link:
         roots = [s[2].values(t) for s, t in zip(self.sources, thetas, strict=True)]
         if len(roots) == 1:
             return outer.expand(roots[0].reshape(outer.in_shape))
+        if self.added:
+            first, *rest = zip(self.added, roots, strict=True)
+            total = first[0].expand(first[1].reshape(first[0].in_shape))
+            for part, root in rest:
+                total = total + part.expand(root.reshape(part.in_shape))
+            return total
         return outer.expand(torch.cat([r.reshape(-1) for r in roots]))
 
     def _foreign(self, thetas: list[Tensor]) -> list[Tensor]:
@@ -311,7 +334,9 @@ class Link:
         return wholes(self, thetas)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: getattr(self, k) for k in self.__slots__ if k not in ("direct", "same")}
+        state = {
+            k: getattr(self, k) for k in self.__slots__ if k not in ("added", "direct", "same")
+        }
         held = [m._parameters.get(a) for m, a, _ in self.sources]
         return state | {"dtypes": [None if p is None else p.dtype for p in held]}
 

@@ -221,9 +221,10 @@ def counts(model: nn.Module) -> Counts:
     if isinstance(whole, LinearMap):
         rank = whole.rank
     else:
+        generator = torch.Generator().manual_seed(0)
         split = any(map(is_split, model.parameters()))
         theta = _generic(whole.in_shape) if split else free_vector(model)
-        rank = whole.linearize(whole.general(theta.to(torch.float64).cpu())).rank
+        rank = whole.linearize(whole.general(theta.to(torch.float64).cpu(), generator)).rank
     return Counts(rank, numel(whole.in_shape), numel(whole.out_shape))
 
 
@@ -296,7 +297,8 @@ def explain(model: nn.Module, site: str) -> str:
         lines.append(f"{name} {group.shapes[key]} = {_value(group, key, names)}")
         for o in used:
             owner = group.resolved.owners[o]
-            through = "" if owner.source is None else f" through {_through(owner.source)}"
+            maps = "" if owner.source is None else _through(owner.source)
+            through = f" through {maps}" if maps else ""
             theta = group.places[o].parameter
             frozen = "" if theta is None or theta.requires_grad else ", frozen"
             lines.append(f"  θ: {names[o]} {owner.shape}{through}{frozen}")

@@ -188,21 +188,36 @@ def _change(
     still = route.to is not None and torch.equal(route.to, torch.arange(len(route.to)))
     change = Change(parameters, a, b, route, {}, still or stepped)
     change.thetas.update(thetas)  # and what a constant site is like
+    shared = _moved(before, new.resolved, change, shapes)
     for name, theta in thetas.items():
         if name not in new.resolved.owners:
             continue
-        like = theta.reshape(-1)
-        shared = like[: change.shared(b, name)]
-        rest = like[change.shared(b, name) :]
-        if route.same:
-            shared = change.part(parameters[name], name, a)[0] if shared.numel() else shared
-        if name in b.own:
-            if name == site and own is not None:
-                rest = own.reshape(-1).to(like)
-            elif name != site and name in a.own:
-                rest = change.part(parameters[name], name, a)[1]
-        change.thetas[name] = torch.cat([shared.reshape(-1), rest.reshape(-1)])
+        rest = theta.reshape(-1)[change.shared(b, name) :]
+        if name == site and own is not None:
+            rest = own.reshape(-1).to(theta)
+        elif name != site and name in a.own:
+            rest = change.part(parameters[name], name, a)[1]
+        first_part = shared[name].to(theta) if name in shared else theta.reshape(-1)[:0]
+        change.thetas[name] = torch.cat([first_part.reshape(-1), rest])
     return change
+
+
+def _moved(
+    before: Group, after: Group, change: Change, shapes: Mapping[str, Shape]
+) -> dict[str, Tensor]:
+    """What is shared, by its owners after a change: the values it had before."""
+    a, b = change.before, change.after
+    had = {n: change.part(change.parameters[n], n, a)[0] for n in a.owners}
+    if not had:
+        return {}
+    flat = torch.cat(list(had.values()))
+    to = change.route.to
+    if to is not None:
+        sizes = [numel(o.shape) for o in b.owners.values()]
+        return dict(zip(b.owners, flat[to.to(flat.device)].split(sizes), strict=True))
+    old = plan_of(Group(before.names, a.owners, a.expressions), shapes)
+    given = old.split(old.expand(flat))
+    return first(Group(after.names, b.owners, b.expressions), given).thetas
 
 
 @dataclass(frozen=True)

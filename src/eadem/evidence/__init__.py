@@ -1,6 +1,7 @@
 """What the data say of a tie: tests, traces and certificates."""
 
 from ._clusters import ClusterRow as ClusterRow
+from ._examples import example_gradients as example_gradients
 from ._mean_test import MeanTest as MeanTest
 from ._mean_test import mean_test as mean_test
 from ._mean_test import site_mean_test as site_mean_test
@@ -13,6 +14,9 @@ from ._score_test import score_test as score_test
 from ._spectrum import Spectrum as Spectrum
 from ._spectrum import site_gradients as site_gradients
 from ._spectrum import spectrum as spectrum
+from ._suggest import Suggestion as Suggestion
+from ._suggest import Suggestions as Suggestions
+from ._suggest import suggest_ties as suggest_ties
 from ._trace import Trace as Trace
 from ._trace import trace as trace
 from .certificate import Action as Action

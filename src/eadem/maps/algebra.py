@@ -131,10 +131,10 @@ class Blocks(_Side):
         pieces = zip(self.parts, self._outputs(values), strict=True)
         return _cat([p.lift(v) for p, v in pieces])
 
-    def general(self, theta: Tensor) -> Tensor:
+    def general(self, theta: Tensor, generator: torch.Generator) -> Tensor:
         """Every part's general point."""
         pieces = zip(self.parts, self._inputs(theta), strict=True)
-        return _cat([p.general(t) for p, t in pieces])
+        return _cat([p.general(t, generator) for p, t in pieces])
 
 
 @dataclass(frozen=True, eq=False)

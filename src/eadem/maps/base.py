@@ -231,9 +231,9 @@ class Map:
     def lift(self, values: Tensor) -> Tensor:
         """θ whose expansion is nearest to `values` (least squares where the map is linear)."""
 
-    def general(self, theta: Tensor) -> Tensor:
-        """θ, or where the map's rank there is not the one it has almost everywhere, a θ where
-        it is.
+    def general(self, theta: Tensor, generator: torch.Generator) -> Tensor:
+        """θ, or for a map whose rank depends on it, a drawn one: almost everywhere the rank is
+        the same.
         """
         return theta
 

@@ -83,9 +83,8 @@ class Factors(Map):
         found: Tensor = torch.cat([(u[:, :r] * s[:r]).T, v[:r]], dim=1).to(values.dtype)
         return found
 
-    def general(self, theta: Tensor) -> Tensor:
+    def general(self, theta: Tensor, generator: torch.Generator) -> Tensor:
         """Factors of full rank."""
-        generator = torch.Generator().manual_seed(0)
         return torch.randn(self.in_shape, generator=generator, dtype=torch.float64).to(theta)
 
     def start(self, generator: torch.Generator) -> Tensor:

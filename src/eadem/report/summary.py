@@ -16,6 +16,7 @@ import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from html import escape
 
@@ -27,7 +28,7 @@ from torch import nn
 
 from eadem._plan import Plan
 from eadem.bind import resolved
-from eadem.errors import RecordError
+from eadem.errors import RecordError, TooLarge
 from eadem.maps import LinearMap
 from eadem.report.numbers import count, ratio
 from eadem.report.sites import map_texts
@@ -211,7 +212,13 @@ def of_plan(title: str, plan: Plan, maps: Mapping[str, Sequence[str]]) -> Summar
 def _row(plan: Plan, group: Sequence[str], maps: Mapping[str, Sequence[str]]) -> GroupRow:
     owners = tuple(name for name in group if name in plan.owners)
     free = 0
-    for name in owners:
+    if any(plan.owners[name].own is not None for name in owners):
+        part = plan.part(group)
+        generator = torch.Generator().manual_seed(0)
+        theta = torch.rand(part.in_shape, generator=generator, dtype=torch.float64)
+        with suppress(TooLarge):
+            free = part.linearize(part.general(theta, generator)).rank
+    for name in owners if not free else ():
         source = plan.owners[name].source
         stored = math.prod(plan.owners[name].shape)
         free += source.rank if isinstance(source, LinearMap) else stored
