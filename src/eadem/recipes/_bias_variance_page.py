@@ -132,7 +132,11 @@ def _networks(networks: Mapping[str, Any]) -> str:
 def _lines(label: str, data: Mapping[str, Any], order: list[int]) -> str:
     series = [
         chart.Series(
-            f"a {label_}", [float(i) for i in range(40)], [signal[i] for i in order], style=s
+            f"a {label_}",
+            [float(i) for i in range(40)],
+            [signal[i] for i in order],
+            style=s,
+            markers=False,
         )
         for s, (label_, signal) in enumerate(
             zip(data["labels"][:3], data["signals"][:3], strict=True)
