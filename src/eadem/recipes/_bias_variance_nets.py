@@ -47,13 +47,17 @@ def build(name: str, seed: int) -> nn.Sequential:
             hidden = (nn.Linear(40, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU())
             return nn.Sequential(*hidden, nn.Linear(256, 10))
         layers: list[nn.Module] = [nn.Unflatten(1, (1, 40))]
-        size, inputs = 40, 1
+        size, inputs, sizes = 40, 1, [40]
         for kernel in (5, 3, 3):
             conv = nn.Conv1d(inputs, CHANNELS, kernel, stride=2, padding=1)
-            local = name == "local"
-            layers += [LocallyConnected1d.from_conv(conv, size) if local else conv, nn.ReLU()]
+            layers += [conv, nn.ReLU()]
             size, inputs = (size + 2 - kernel) // 2 + 1, CHANNELS
-        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(CHANNELS * size, 10))
+            sizes.append(size)
+        layers += [nn.Flatten(), nn.Linear(CHANNELS * size, 10)]
+        if name == "local":
+            for place, reads in zip((1, 3, 5), sizes, strict=False):
+                layers[place] = LocallyConnected1d.from_conv(layers[place], reads)
+        return nn.Sequential(*layers)
 
 
 def _trained(
