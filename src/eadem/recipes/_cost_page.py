@@ -136,9 +136,9 @@ def draw(folder: Path, tied: Mapping[str, nn.Module]) -> None:
                 "ratios",
                 "Tied over untied",
                 "Equal input, layers and start; one training step. The line is where nothing "
-                "is saved. Time is the median ratio of steps alternated in one process, with "
-                f"the middle 80 % of {metrics['rounds']} rounds: it falls where less memory is "
-                "moved, and it is a machine's, not a claim's.",
+                "is saved. Time is the processor's, of steps alternated in one process: median "
+                f"ratio and the middle 80 % of {metrics['rounds']} rounds. It falls where less "
+                "memory is moved, and it is a machine's, not a claim's.",
                 [bars(Bars("Tied over untied", "tied / untied", groups, mark=1.0, end=1.25))],
             ),
             page.Section(
