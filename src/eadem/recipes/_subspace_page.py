@@ -257,7 +257,7 @@ def report(folder: Path) -> None:
                     *_worlds(splits),
                     page.foldout("All figures, with standard errors", _splits(metrics)),
                     page.foldout(
-                        "Variance of a coefficient, tie over least squares",
+                        "Mean variance of a coefficient, tie over least squares",
                         page.table(["observations", "measured", "closed form"], ratios, (1, 2)),
                     ),
                 ],
