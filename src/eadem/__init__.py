@@ -42,6 +42,8 @@ if _TYPE_CHECKING:
     from .bind import ties as ties
     from .bind import twin as twin
     from .bind import untie as untie
+    from .evidence._relax import penalty as penalty
+    from .evidence._relax import relax as relax
     from .evidence._score_test import score_test as score_test
     from .evidence._trace import trace as trace
     from .evidence.certificate import Shifts as Shifts
@@ -60,7 +62,9 @@ if _TYPE_CHECKING:
     from .maps import LinearMap as LinearMap
     from .maps import Local1d as Local1d
     from .maps import Local2d as Local2d
+    from .maps import LowRank as LowRank
     from .maps import Map as Map
+    from .maps import Near as Near
     from .maps import Palindrome as Palindrome
     from .maps import Permute as Permute
     from .maps import Positive as Positive
@@ -115,7 +119,9 @@ _HOME = {
         "LinearMap",
         "Local1d",
         "Local2d",
+        "LowRank",
         "Map",
+        "Near",
         "Palindrome",
         "Permute",
         "Positive",
@@ -141,6 +147,8 @@ _HOME = {
         "certify",
         "compare",
         "likelihood_ratio_test",
+        "penalty",
+        "relax",
         "score_test",
         "trace",
         "wald_test",

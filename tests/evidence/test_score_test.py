@@ -9,7 +9,7 @@ from statsmodels.stats._diagnostic_other import lm_robust
 from torch import nn
 
 import eadem
-from eadem.bind import free_vector, resolved, set_free_vector
+from eadem.bind import at_sites, free_vector, resolved, set_free_vector
 from eadem.errors import NoSuchSite
 from eadem.evidence import EvidenceError
 from eadem.evidence import _iterative as by_products
@@ -232,6 +232,10 @@ def test_releases_by_name_tie_and_matrix_agree():
     for other in (by_tie, by_matrix):
         assert other.statistic == pytest.approx(by_name.statistic, rel=1e-10)
         torch.testing.assert_close(other.expected_change, by_name.expected_change)
+    again = by_name.again(eadem.ties(model)[1])
+    other = eadem.score_test(model, gauss, data, release=eadem.ties(model)[1])
+    assert (again.statistic, again.pvalue) == (other.statistic, other.pvalue)
+    assert again.robust == other.robust
     table = eadem.score_test(model, gauss, data).table()
     assert [(r.kind, r.df) for r in table.rows] == [
         ("joint", 2),
@@ -359,6 +363,22 @@ def test_scores_without_batching_rules_are_the_same():
     torch.testing.assert_close(mixed, whole + whole.mean(0))
 
 
+@pytest.mark.parametrize("cut", [True, False])
+def test_an_expected_information_is_the_jacobians_square(cut):
+    """By rows where an observation stands alone, by columns where observations mix."""
+    model, (x, y) = small()
+
+    def embedding(m, batch):
+        found = (batch[0] @ m.w).reshape(len(batch[0]), -1)
+        both = torch.cat([found, found.square()], 1)
+        return both if cut else both - both.mean(0)
+
+    at = Likelihood(model, gauss, (x, y))
+    jacobian = torch.func.jacrev(at_sites(model, embedding, torch.float64))(at.values, (x, y))
+    rows = jacobian.reshape(-1, len(at.values))
+    torch.testing.assert_close(at.gram(embedding), rows.T @ rows)
+
+
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
 
@@ -418,6 +438,7 @@ def test_products_give_what_the_matrix_gives(monkeypatch, information, kept):
     model, data = towers()
     exact = eadem.score_test(model, towers_density, data, information=information)
     monkeypatch.setattr("eadem.evidence._score_test.EXACT", 10)
+    monkeypatch.setattr("eadem.evidence._score_test.ROWS", 10)
     found = eadem.score_test(model, towers_density, data, information=information)
     assert (
         (found.df, found.information)

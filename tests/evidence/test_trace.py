@@ -245,3 +245,63 @@ def test_autocast_gradients_add_up():
         model(torch.randn(7, 4)).float().square().sum().backward()
     total = sum(seen.sites.values())
     torch.testing.assert_close(total, model.a.weight.grad, rtol=1e-2, atol=1e-3)
+
+
+def test_positions_of_a_convolution_through_its_locally_connected_twin():
+    conv = nn.Conv2d(2, 3, 3, padding=1).double()
+    layer = eadem.nn.LocallyConnected2d.from_conv(conv, in_size=5)
+    for name in ("weight", "bias"):
+        eadem.tie(layer, name, via=eadem.Gather(layer.convolution_index(name)))
+    x = torch.randn(4, 2, 5, 5, dtype=torch.float64)
+    with trace(layer) as seen:
+        layer(x).square().sum().backward()
+    conv(x).square().sum().backward()
+    at = seen.sites["weight"]  # rows, columns, then kernel, channels in and out
+    assert close(at.sum((0, 1)).permute(3, 2, 0, 1), conv.weight.grad)
+    assert close(seen.sites["bias"].sum((0, 1)), conv.bias.grad)
+    out = conv(x).detach()
+    slope = (2 * out)[:, :, 2, 1]
+    window = x[:, :, 1:4, 0:3]
+    assert close(at[2, 1], torch.einsum("no,nikl->klio", slope, window))
+
+
+def test_towers_of_a_siamese_network_add_into_one_set():
+    towers = nn.ModuleList(nn.Linear(4, 3) for _ in range(2)).double()
+    eadem.tie_modules(towers, "*")
+    a, b = torch.randn(2, 6, 4, dtype=torch.float64)
+    with trace(towers) as seen:
+        (towers[0](a) - towers[1](b)).square().sum().backward()
+    slope = 2 * (towers[0](a) - towers[1](b)).detach()
+    assert close(seen.sites["0.weight"], slope.T @ a)
+    assert close(seen.sites["1.weight"], -slope.T @ b)
+    assert close(seen.sites["0.weight"] + seen.sites["1.weight"], towers[0].weight.grad)
+    assert close(
+        torch.cat([seen.sites[f"{i}.bias"][None] for i in (0, 1)]).sum(0), 0 * slope[0]
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_steps_of_a_recurrence_are_calls_that_sum_to_its_gradient(steps):
+    class Unrolled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cells = nn.ModuleList(nn.RNNCell(3, 4) for _ in range(2))
+
+        def forward(self, x):
+            h = x.new_zeros(len(x), 4)
+            for t in range(x.shape[1]):
+                h = self.cells[t % 2](x[:, t], h)
+            return h
+
+    model, rnn = Unrolled().double(), nn.RNN(3, 4, batch_first=True).double()
+    eadem.tie_modules(model, "cells.*")
+    with torch.no_grad():
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+            getattr(rnn, f"{name}_l0").copy_(getattr(model.cells[0], name))
+    x = torch.randn(7, steps, 3, dtype=torch.float64)
+    with trace(model) as seen:
+        model(x).square().sum().backward()
+    rnn(x)[1].square().sum().backward()
+    calls = [g for i in (0, 1) for g in seen.calls.get(f"cells.{i}.weight_hh", [])]
+    assert len(calls) == steps
+    assert close(sum(calls), rnn.weight_hh_l0.grad)

@@ -3,11 +3,14 @@
 from .classify import BoundMaps as BoundMaps
 from .classify import bind_maps as bind_maps
 from .classify import same_map as same_map
+from .classify import shared_map as shared_map
 from .plan import Expression as Expression
 from .plan import LinearPlan as LinearPlan
 from .plan import Owner as Owner
+from .plan import Plain as Plain
 from .plan import Plan as Plan
 from .plan import make_plan as make_plan
+from .plan import without_remainders as without_remainders
 from .resolve import Group as Group
 from .resolve import connected as connected
 from .resolve import resolve as resolve
@@ -20,5 +23,6 @@ from .site import parse as parse
 from .start import Known as Known
 from .start import first as first
 from .start import mean as mean
+from .start import nearest_theta as nearest_theta
 from .start import plan_of as plan_of
 from .start import residuals as residuals

@@ -11,6 +11,7 @@ import torch
 from eadem._plan.site import Declaration, Site
 from eadem.errors import ShapeError
 from eadem.maps.base import Composed, LinearMap, Map, Shape, numel
+from eadem.maps.remainder import Loose
 from eadem.maps.view import Same
 
 #: Bound maps by the identity of the map and the shapes it was bound to.
@@ -82,6 +83,11 @@ def classify(
     return BoundTie(d, theta, (), dense=tuple(bound))
 
 
+def shared_map(phi: Map) -> Map:
+    """What a map takes from the θ of its tie: all of it but for a remainder."""
+    return phi.shared if isinstance(phi, Loose) else phi
+
+
 def indexed(phi: Map) -> bool:
     """Whether a bound map is a view or given by coordinates."""
     return isinstance(phi, LinearMap) and (phi.view() is not None or phi.index() is not None)
@@ -90,8 +96,12 @@ def indexed(phi: Map) -> bool:
 def bind_maps(
     d: Declaration, parts: Sequence[Shape], cache: BoundMaps | None = None
 ) -> tuple[Shape, list[Map]]:
-    """Every map bound, all to one shape of θ. Raises ShapeError naming two that differ."""
+    """Every map bound, all to one shape of θ; of a map with a remainder, what is shared.
+
+    Raises ShapeError naming two that differ.
+    """
     cache = {} if cache is None else cache
+    maps = [shared_map(e.map) for e in d.entries]
 
     def bind(phi: Map, shape: Shape, theta: Shape | None = None) -> Map:
         key = (id(phi), shape, theta)
@@ -99,13 +109,13 @@ def bind_maps(
             cache[key] = phi.bind(shape, theta)
         return cache[key]
 
-    phis = [bind(e.map, s) for e, s in zip(d.entries, parts, strict=True)]
+    phis = [bind(m, s) for m, s in zip(maps, parts, strict=True)]
     wanted = list(dict.fromkeys(p.in_shape for p in {id(p): p for p in phis}.values()))
     if len(wanted) == 1:
         return wanted[0], phis
     for theta in sorted(wanted, key=lambda s: (-numel(s), s)):
         try:
-            return theta, [bind(e.map, s, theta) for e, s in zip(d.entries, parts, strict=True)]
+            return theta, [bind(m, s, theta) for m, s in zip(maps, parts, strict=True)]
         except ShapeError:
             continue
     a = next(i for i, p in enumerate(phis) if p.in_shape == wanted[0])

@@ -15,13 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eadem.errors import ShapeError
+from eadem.errors import ShapeError, TooLarge
 from eadem.maps.algebra import blocks, offsets, stack
 from eadem.maps.base import LinearMap, Map, Shape, numel
 from eadem.maps.index import Indexed
 from eadem.maps.view import Same
 
-__all__ = ["Expression", "LinearPlan", "Owner", "Plan", "make_plan"]
+__all__ = [
+    "Expression",
+    "LinearPlan",
+    "Owner",
+    "Plain",
+    "Plan",
+    "make_plan",
+    "with_own",
+    "without_remainders",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +39,18 @@ class Owner:
 
     `shape` is the parameter's; `source` takes it to root values (None: they are the same
     numbers), of which there are `roots`. `whole`: the roots are all values of the site of
-    the same name, in its own shape.
+    the same name, in its own shape. `own`: the map from the last of its values to the
+    remainder of a site that departs from its tie; `base`: what the parameter would be without
+    it (None: none); `joint`: it holds both.
     """
 
     shape: Shape
     roots: Shape
     source: Map | None = None
     whole: bool = True
+    own: Map | None = None
+    base: Owner | None = None
+    joint: bool = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Owner:
         return self
@@ -51,11 +65,19 @@ class Expression:
     """One site's value: `outer` applied to the roots of `owners`.
 
     With one owner `outer` takes its roots in their shape; with several, all of them flat,
-    one after the other; with none, an empty vector (the site is constant).
+    one after the other; with none, an empty vector (the site is constant). `base`: in a group
+    where sites depart from their ties, what the site would be without any remainder; a site
+    without `base` there would be stored.
     """
 
     owners: tuple[str, ...]
     outer: Map
+    base: Expression | None = None
+
+    def renamed(self, names: Mapping[str, str]) -> Expression:
+        """The same, of owners by other names."""
+        base = None if self.base is None else self.base.renamed(names)
+        return Expression(tuple(names[o] for o in self.owners), self.outer, base)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Expression:
         return self
@@ -150,7 +172,8 @@ class Plan(Map):
         for name, owner in self.owners.items():
             roots[name] = owner.values(thetas[name])
             source = None if owner.source is None else owner.source.linearize(thetas[name])
-            owners[name] = Owner(owner.shape, owner.roots, source, owner.whole)
+            joint = owner.joint
+            owners[name] = Owner(owner.shape, owner.roots, source, owner.whole, joint=joint)
         expressions = {}
         for name, e in self.expressions.items():
             given = _flat([roots[o] for o in e.owners], theta).reshape(e.outer.in_shape)
@@ -158,6 +181,14 @@ class Plan(Map):
         plan = make_plan(self.shapes, owners, expressions, self.groups)
         assert isinstance(plan, LinearMap)
         return plan
+
+    def general(self, theta: Tensor) -> Tensor:
+        """Every owner's general point."""
+        parts = [
+            t if (source := self.owners[n].source) is None else source.general(t)
+            for n, t in self.split_theta(theta).items()
+        ]
+        return _flat(parts, theta)
 
     def lift(self, values: Tensor) -> Tensor:
         """The free vector whose sites are nearest to `values`, connected group by group."""
@@ -175,6 +206,9 @@ class Plan(Map):
         self, group: Iterable[str], given: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """θ by owner for one group, from those of its sites that `given` holds."""
+        plain = without_remainders(self.owners, self.expressions, group)
+        if plain is not None:
+            return self._lift_loose(plain, group, given)
         present = [n for n in group if n in given]
         owners = [n for n in self.owners if n in set(group)]
         if not owners:
@@ -192,11 +226,7 @@ class Plan(Map):
             target = _flat([given[n] for n in present])
             sources = [self.owners[o].source for o in owners]
             if any(sources) and all(isinstance(s, LinearMap | None) for s in sources):
-                inner = [
-                    Same().bind(self.owners[o].shape) if s is None else s
-                    for o, s in zip(owners, sources, strict=True)
-                ]
-                theta = (whole @ blocks(inner)).bind(whole.out_shape).lift(target)
+                theta = (whole @ self._sources(owners)).bind(whole.out_shape).lift(target)
                 stored = [numel(self.owners[o].shape) for o in owners]
                 pieces = torch.split(theta, stored)
                 return {
@@ -211,6 +241,48 @@ class Plan(Map):
             theta = roots if owner.source is None else owner.source.lift(roots)
             found[o] = theta.reshape(owner.shape)
         return found
+
+    def _sources(self, owners: Iterable[str]) -> Map:
+        """The map from the free values of some owners to their roots, flat."""
+        inner: list[Map] = []
+        for o in owners:
+            source = self.owners[o].source
+            inner.append(Same().bind(self.owners[o].shape) if source is None else source)
+        return blocks(inner)
+
+    def says(self, names: Iterable[str]) -> bool:
+        """Whether the values at these sites determine every free value; False where that is
+        not known (non-linear maps, and linear ones too large for a rank).
+        """
+        names = list(names)
+        if all(n in names and n not in self.expressions for n in self.owners):
+            return True  # each is stored as it is
+        sizes = [numel(o.roots) for o in self.owners.values()]
+        starts = dict(zip(self.owners, offsets(sizes), strict=True))
+        parts = [self._over(n, starts, sum(sizes)) for n in names]
+        if not parts or not self.owners:
+            return not self.owners
+        whole = stack(parts) @ self._sources(self.owners)
+        phi = whole.bind((sum(numel(p.out_shape) for p in parts),))
+        if not isinstance(phi, LinearMap):
+            return False
+        try:
+            return phi.rank == numel(phi.in_shape)
+        except TooLarge:
+            return False
+
+    def _lift_loose(
+        self, plain: Plain, group: Iterable[str], given: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """θ from the sites that are held to it, where these say all of it, else from all; then
+        what every remainder has to make up for.
+        """
+        names = [n for n in self.shapes if n in set(group)]
+        shapes = {n: self.shapes[n] for n in names}
+        tight = make_plan(shapes, plain.owners, plain.expressions, (tuple(names),))
+        held = {n: given[n] for n in names if n in given and n not in plain.own}
+        thetas = tight.lift_group(names, held if tight.says(held) else given)
+        return with_own(plain, thetas, given)
 
     def _over(self, name: str, starts: dict[str, int], total: int) -> Map:
         """The map from all roots of a group, flat, to one site."""
@@ -283,11 +355,23 @@ class LinearPlan(Plan, LinearMap):
     def rank(self) -> int:
         """The number of independent free values.
 
-        Sites determine their roots, so this is the rank of what lies between θ and roots.
+        Sites determine their roots, so this is the rank of what lies between θ and roots;
+        but where all sites of a tie depart from it, what is shared and what is their own
+        overlap, and it is that of the whole. Raises TooLarge for such a tie of many values.
         """
-        return sum(
+        total = 0
+        counted: set[str] = set()
+        for group in self.groups:
+            mine = {n: o for n, o in self.owners.items() if n in set(group)}
+            if any(o.joint for o in mine.values()):
+                counted.update(mine)
+                shapes = {n: s for n, s in self.shapes.items() if n in set(group)}
+                own = {n: e for n, e in self.expressions.items() if n in shapes}
+                total += LinearMap.rank.__get__(make_plan(shapes, mine, own))
+        return total + sum(
             numel(o.shape) if o.source is None else _linear(o.source).rank
-            for o in self.owners.values()
+            for n, o in self.owners.items()
+            if n not in counted
         )
 
     def gram_diagonal(self) -> Tensor | None:
@@ -308,6 +392,62 @@ class LinearPlan(Plan, LinearMap):
             for o, piece in zip(e.owners, torch.split(diagonal, sizes), strict=True):
                 total[o] += piece
         return _flat(total.values(), torch.zeros(0, dtype=torch.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class Plain:
+    """A group of which some sites depart from their ties, without the remainders; `own` has
+    the map of each remainder, by site, `hosts` the sites whose parameter holds θ too.
+    """
+
+    owners: dict[str, Owner]
+    expressions: dict[str, Expression]
+    own: dict[str, Map]
+
+    @property
+    def hosts(self) -> set[str]:
+        """The sites whose parameter holds free values of the tie before the remainder's."""
+        return self.own.keys() & self.owners.keys()
+
+
+def without_remainders(
+    owners: Mapping[str, Owner], expressions: Mapping[str, Expression], names: Iterable[str]
+) -> Plain | None:
+    """The group of sites `names` as it were without remainders; None where it has none."""
+    within = set(names)
+    own = {n: o.own for n, o in owners.items() if n in within and o.own is not None}
+    if not own:
+        return None
+    kept: dict[str, Owner] = {}
+    for n, o in owners.items():
+        base = o if o.own is None else o.base
+        if n in within and base is not None:
+            kept[n] = base
+    found = {n: e.base for n, e in expressions.items() if n in within and e.base is not None}
+    return Plain(kept, found, own)
+
+
+def with_own(
+    plain: Plain, thetas: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The free values by owner, remainders included: what is shared is given by `thetas`, and
+    a site that is not `given` does not depart from it.
+    """
+    roots = {n: o.values(thetas[n]) for n, o in plain.owners.items()}
+    found = {n: t for n, t in thetas.items() if n not in plain.own}
+    for name, own in plain.own.items():
+        e = plain.expressions.get(name)
+        if e is None:
+            shared = roots[name].reshape(own.out_shape)
+        else:
+            pieces = [roots[o] for o in e.owners]
+            shared = e.outer.expand(_flat(pieces).reshape(e.outer.in_shape))
+        rest = given[name] - shared if name in given else torch.zeros_like(shared)
+        theta = own.lift(rest)
+        if name in plain.hosts:
+            theta = torch.cat([thetas[name].reshape(-1), theta.reshape(-1)])
+        found[name] = theta
+    return found
 
 
 def _linear(phi: Any) -> LinearMap:

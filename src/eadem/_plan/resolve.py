@@ -19,6 +19,7 @@ from eadem._plan.classify import Bound, BoundMaps, BoundTie, classify
 from eadem._plan.coordinates import Contradiction, Edges, Solved, solve
 from eadem._plan.generators import Generator, Request, generate
 from eadem._plan.plan import Expression, Owner, Plan, make_plan
+from eadem._plan.remainders import remainders, tightened, with_remainders
 from eadem._plan.site import Coordinates, Declaration
 from eadem.errors import NoSuchSite, TieConflict, nearest
 from eadem.maps.algebra import blocks
@@ -98,12 +99,22 @@ def resolve_group(
 
     `cache` keeps bound maps, for a caller that binds the same ones itself.
     """
-    names = {n for d in declarations for n in d.names}
-    for name in sorted(names.difference(shapes)):
+    loose = remainders(declarations)
+    if loose:
+        if order is None:
+            order = {n: i for i, n in enumerate(shapes)}
+        # sites that depart come last, so that the others hold what is shared
+        late = {n: (n in loose, order[n]) for d in declarations for n in d.names if n in shapes}
+        tight = [tightened(d) for d in declarations]
+        group = resolve_group(shapes, tight, late, cache)
+        names = tuple(sorted(group.names, key=order.__getitem__))
+        return Group(names, *with_remainders(names, group, loose, shapes))
+    involved = {n for d in declarations for n in d.names}
+    for name in sorted(involved.difference(shapes)):
         raise NoSuchSite(f"no site {name!r} here; {nearest(name, shapes)}")
     if order is None:
         order = {n: i for i, n in enumerate(shapes)}
-    ordered = tuple(sorted(names, key=order.__getitem__))
+    ordered = tuple(sorted(involved, key=order.__getitem__))
     local = {n: tuple(shapes[n]) for n in ordered}
     uses: dict[str, int] = {}
     for d in declarations:

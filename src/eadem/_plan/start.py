@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eadem._plan.plan import Plan, make_plan
+from eadem._plan.plan import Plain, Plan, make_plan, with_own, without_remainders
 from eadem._plan.resolve import Group
 from eadem.maps.algebra import stack
 from eadem.maps.base import LinearMap, Map, Shape, numel
 
-__all__ = ["Known", "first", "mean", "plan_of", "residuals"]
+__all__ = ["Known", "first", "mean", "nearest_theta", "plan_of", "residuals"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ def first(
 
     What `given` leaves open is taken from the free values `held`, and is zero without them.
     """
+    plain = without_remainders(group.owners, group.expressions, group.names)
+    if plain is not None:
+        return _first_loose(plain, group, given, held)
     roots: dict[str, Tensor] = {}
     left: dict[str, Tensor] = {}  # which roots are still unknown, by owner
     for o, owner in group.owners.items():
@@ -72,6 +75,50 @@ def first(
         theta = own if owner.source is None else owner.source.lift(own)
         thetas[o] = theta.reshape(owner.shape)
     return Known(thetas, tuple(left))
+
+
+def _first_loose(
+    plain: Plain,
+    group: Group,
+    given: Mapping[str, Tensor],
+    held: Mapping[str, Tensor] | None,
+) -> Known:
+    """The same where sites depart from their ties: what is shared comes from the sites that
+    are held to it, and each remainder from what is then left. A site that departs says what
+    is shared only where its own parameter holds it.
+    """
+    tight = Group(group.names, plain.owners, plain.expressions)
+    kept = None if held is None else _shared(plain, held)
+    strict = {n: v for n, v in given.items() if n not in plain.own}
+    known = first(tight, strict, kept)
+    if kept is None and known.missing:
+        shapes = {n: tuple(v.shape) for n, v in given.items()}
+        whole = make_plan(shapes, plain.owners, plain.expressions)
+        if whole.says(strict):
+            known = Known(whole.lift_group(group.names, strict), ())
+        elif plain.hosts.issuperset(known.missing):
+            known = first(tight, given)
+    like = next(iter(given.values()))
+    shared = {
+        o: known.thetas[o] if o in known.thetas else like.new_zeros(owner.shape)
+        for o, owner in plain.owners.items()
+    }
+    missing = set(known.missing)
+    for name in plain.own:
+        e = plain.expressions.get(name)
+        if name not in given or not missing.isdisjoint((name,) if e is None else e.owners):
+            missing.add(name)
+    thetas = with_own(plain, shared, given)
+    return Known(thetas, tuple(o for o in group.owners if o in missing))
+
+
+def _shared(plain: Plain, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is shared of the free values that are held."""
+    return {
+        o: held[o].reshape(-1)[: numel(owner.shape)].reshape(owner.shape)
+        for o, owner in plain.owners.items()
+        if o in held
+    }
 
 
 def _invert(outer: Map, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +160,7 @@ def residuals(phis: Sequence[Map], values: Sequence[Tensor]) -> list[float]:
     """For each site, the largest distance from where the best common θ would put it."""
     if len(values) == 0 or any(v.is_meta for v in values):
         return [float("nan")] * len(values)
-    best = _best(phis, values)
+    best = nearest_theta(phis, values)
     expanded: dict[int, Tensor] = {}
     found = []
     for phi, value in zip(phis, values, strict=True):
@@ -124,7 +171,8 @@ def residuals(phis: Sequence[Map], values: Sequence[Tensor]) -> list[float]:
     return [float(x) for x in found]
 
 
-def _best(phis: Sequence[Map], values: Sequence[Tensor]) -> Tensor:
+def nearest_theta(phis: Sequence[Map], values: Sequence[Tensor]) -> Tensor:
+    """The θ whose values at several sites are nearest to those given."""
     distinct = {id(p): p for p in phis}
     diagonals = {
         k: p.gram_diagonal() if isinstance(p, LinearMap) else None for k, p in distinct.items()

@@ -25,6 +25,9 @@ from .look import ties as ties
 from .names import match as match
 from .observe import observe as observe
 from .optimizers import check_optimizers as check_optimizers
+from .remap import own_values as own_values
+from .remap import remap as remap
+from .remap import site_map as site_map
 from .split import refuse_split as refuse_split
 from .ties import Start as Start
 from .ties import Tie as Tie

@@ -49,11 +49,13 @@ def attach(
     new: list[TieGroup],
     thetas: Mapping[str, Tensor],
     freed: Mapping[str, Tensor],
+    seats: Mapping[str, nn.Parameter | None] | None = None,
 ) -> None:
     """Replace some groups by others, which together hold the same places.
 
     `thetas`: free values by owner name; `freed`: values by name of the sites that are tied
-    no more. Names are those of `sites`.
+    no more; `seats`: parameters that are to be held by other owners than now, None for an
+    owner that gives its own away. Names are those of `sites`.
     """
     links: dict[nn.Module, dict[str, Link]] = {}
     touched: dict[nn.Module, set[str]] = {}
@@ -72,6 +74,7 @@ def attach(
     for module in touched:
         module.__dict__.setdefault(ORDER, _order(module))
     learned = {place: _requires_grad(g) for g in old for place in g.places.values()}
+    _seat(sites, seats or {})
     for name, value in freed.items():
         place = sites[name]
         p = place.parameter
@@ -106,6 +109,18 @@ def attach(
     del kinds  # held, until each module is of its class
     _mark(sites, old, new)
     sites.keep(old, new)
+
+
+def _seat(sites: Sites, seats: Mapping[str, nn.Parameter | None]) -> None:
+    """Put parameters where they are to be, and take away those that were there."""
+    kept = {id(p) for p in seats.values() if p is not None}
+    for name, p in seats.items():
+        module, attr = sites[name]
+        was = module._parameters.pop(attr, None)
+        if was is not None and id(was) not in kept:
+            note_dead(was, f"{name!r} holds other values since its tie was changed")
+        if p is not None:
+            module._parameters[attr] = p
 
 
 def add_site(link: Link) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,19 +14,51 @@ from eadem._plan import (
     Entry,
     Site,
     connected,
+    nearest_theta,
     residuals,
     resolve_group,
+    shared_map,
 )
 from eadem.bind.begin import Start, bound_maps, one_start, start_values
 from eadem.bind.group import BoundEntry, BoundTie, TieGroup
 from eadem.bind.names import Sites
-from eadem.maps.base import Shape
-from eadem.maps.view import Same
+from eadem.maps.base import Map, Shape
+from eadem.maps.remainder import Loose
+from eadem.maps.view import Same, ViewMap
 
 
 def by_name(bound: BoundTie, names: Mapping[str, str]) -> Declaration:
     """A bound tie as a declaration, by the names that its places have today."""
     return Declaration(tuple(Entry(Site(names[e.key], e.index), e.map) for e in bound.entries))
+
+
+def tied_again(
+    declared: Sequence[tuple[Declaration, BoundTie]], wanted: Sequence[Declaration]
+) -> list[tuple[Declaration, BoundTie]]:
+    """Declared ties without the departures that new ones take back.
+
+    A site that may depart from a tie, and is tied again to another site of it, is where both
+    declarations hold: it departs no more.
+    """
+    found = []
+    for d, bound in declared:
+        out = set()
+        for i, e in enumerate(d.entries):
+            others = {x.site.name for x in d.entries} - {e.site.name}
+            if isinstance(e.map, Loose) and any(
+                e.site in (x.site for x in w) and not others.isdisjoint(w.names) for w in wanted
+            ):
+                out.add(i)
+        if not out:
+            found.append((d, bound))
+            continue
+        stay = [i for i in range(len(d.entries)) if i not in out]
+        alone = len(stay) == 1 and isinstance(shared_map(d.entries[stay[0]].map), ViewMap)
+        if stay and not alone:
+            entries = tuple(d.entries[i] for i in stay)
+            fresh = BoundTie([replace(bound.entries[i]) for i in stay])
+            found.append((Declaration(entries), fresh))
+    return found
 
 
 def alias_ties(index: Sites) -> list[tuple[Declaration, BoundTie]]:
@@ -52,11 +85,32 @@ def note_residuals(
             continue
         phis, parts = bound_maps(declaration, shapes, values, cache)
         with torch.no_grad():
-            away = residuals(phis, parts)
+            away = _residuals(declaration, phis, parts)
         bound.entries = [
             BoundEntry(e.site.name, e.site.index, e.map, r)
             for e, r in zip(declaration.entries, away, strict=True)
         ]
+
+
+def _residuals(
+    declaration: Declaration, phis: Sequence[Map], parts: Sequence[Tensor]
+) -> list[float]:
+    """How far each site is from what the tie can hold; one that may depart from it, from what
+    it can hold beside the nearest values of the others (of all, if every one may depart).
+    """
+    loose = {i for i, e in enumerate(declaration) if isinstance(e.map, Loose)}
+    if not loose or any(v.is_meta for v in parts):
+        return residuals(phis, parts)
+    held = [i for i in range(len(parts)) if i not in loose] or list(range(len(parts)))
+    best = nearest_theta([phis[i] for i in held], [parts[i] for i in held])
+    found = []
+    for e, phi, value in zip(declaration, phis, parts, strict=True):
+        away = value - phi.expand(best)
+        if isinstance(e.map, Loose):
+            rest = e.map.remainder(tuple(value.shape))
+            away = away - rest.expand(rest.lift(away))
+        found.append(float(away.abs().max()) if away.numel() else 0.0)
+    return found
 
 
 def no_residuals(everything: Sequence[tuple[Declaration, BoundTie]]) -> None:

@@ -208,6 +208,8 @@ def lifted(
 
 def _determined(group: TieGroup, given: dict[str, Tensor]) -> set[str]:
     """The owners whose every free value some given site uses."""
+    if any(o.own is not None for o in group.resolved.owners.values()):
+        return set()  # a remainder is only told by its site and all that is shared
     plan = plan_of(group.resolved, group.shapes)
     used = {o: torch.zeros(numel(w.roots), dtype=torch.bool) for o, w in plan.owners.items()}
     for key in given:

@@ -20,13 +20,14 @@ from eadem._plan import (
 from eadem.bind.access import base_class, computed
 from eadem.bind.attach import values_of
 from eadem.bind.declared import alias_ties, by_name
-from eadem.bind.group import LINKS, BoundTie, Place
+from eadem.bind.group import LINKS, BoundTie, Place, TieGroup
 from eadem.bind.names import Sites
 from eadem.bind.split import full, is_split, put
 from eadem.bind.ties import Tie
 from eadem.errors import ShapeError, TieBroken
 from eadem.maps.base import LinearMap, Map, Shape, numel, on_cpu
 from eadem.maps.index import Indexed, Reshape
+from eadem.maps.remainder import Factors
 from eadem.maps.view import ViewMap
 
 __all__ = [
@@ -112,7 +113,7 @@ def resolved(model: nn.Module) -> Plan:
         groups.append(tuple(name.values()))
         owners.update({name[k]: o for k, o in group.resolved.owners.items()})
         for k, e in group.resolved.expressions.items():
-            expressions[name[k]] = Expression(tuple(name[o] for o in e.owners), e.outer)
+            expressions[name[k]] = e.renamed(name)
     aliased = [d for d, _ in alias_ties(sites)]
     for members in connected(aliased):
         extra = resolve_group(shapes, members, sites.order)
@@ -222,7 +223,7 @@ def counts(model: nn.Module) -> Counts:
     else:
         split = any(map(is_split, model.parameters()))
         theta = _generic(whole.in_shape) if split else free_vector(model)
-        rank = whole.linearize(theta.to(torch.float64).cpu()).rank
+        rank = whole.linearize(whole.general(theta.to(torch.float64).cpu())).rank
     return Counts(rank, numel(whole.in_shape), numel(whole.out_shape))
 
 
@@ -292,7 +293,7 @@ def explain(model: nn.Module, site: str) -> str:
             continue
         e = group.resolved.expressions.get(key)
         used = (key,) if e is None else e.owners
-        lines.append(f"{name} {group.shapes[key]} = {_formula(e, [names[o] for o in used])}")
+        lines.append(f"{name} {group.shapes[key]} = {_value(group, key, names)}")
         for o in used:
             owner = group.resolved.owners[o]
             through = "" if owner.source is None else f" through {_through(owner.source)}"
@@ -336,6 +337,19 @@ def _constants(e: Expression | None) -> list[str]:
     other = int(held.sum()) - zero
     found = [f"{n} of its values {w}" for n, w in ((zero, "zero"), (other, "constant")) if n]
     return [f"  held by the ties: {', '.join(found)}"] if found else []
+
+
+def _value(group: TieGroup, key: str, names: dict[str, str]) -> str:
+    """A site's formula; of one that departs from its tie, what is shared and what is not."""
+    e = group.resolved.expressions.get(key)
+    owner = group.resolved.owners.get(key)
+    if owner is None or owner.own is None:
+        return _formula(e, [names[o] for o in ((key,) if e is None else e.owners)])
+    base = None if e is None else e.base
+    shared = [names[o] for o in ((key,) if base is None else base.owners)]
+    first = shared[0] if base is None else _formula(base, shared)
+    kind = "of low rank" if isinstance(owner.own, Factors) else "of any value"
+    return f"{first} + a remainder {kind} in {names[key]}"
 
 
 def _formula(e: Expression | None, owners: list[str]) -> str:

@@ -19,7 +19,14 @@ from eadem._plan import (
 )
 from eadem.bind.attach import attach, values_of
 from eadem.bind.begin import STARTS, Start, place_theta
-from eadem.bind.declared import alias_ties, by_name, no_residuals, note_residuals, resolve_ties
+from eadem.bind.declared import (
+    alias_ties,
+    by_name,
+    no_residuals,
+    note_residuals,
+    resolve_ties,
+    tied_again,
+)
 from eadem.bind.extend import extend
 from eadem.bind.group import BoundTie, TieGroup
 from eadem.bind.names import Sites, is_pattern, match
@@ -323,6 +330,7 @@ def _declare(index: Sites, wanted: Sequence[_Wanted], bound: Sequence[BoundTie])
     for group in touched:
         own = index.named(group)
         declared += [(by_name(t, own), t) for t in group.ties]
+    declared = tied_again(declared, [w.declaration for w in wanted])
     aliases = alias_ties(index)
     everything = [
         *declared,

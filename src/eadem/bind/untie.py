@@ -15,6 +15,7 @@ from eadem._plan import (
     Entry,
     Site,
     canonical,
+    shared_map,
 )
 from eadem.bind.attach import attach, values_of
 from eadem.bind.declared import alias_ties, by_name, resolve_ties
@@ -100,7 +101,7 @@ def _listed(*declared: Sequence[tuple[Declaration, BoundTie]]) -> list[str]:
 
 def _plain(entry: Entry) -> bool:
     """Whether a map, alone in its tie, leaves its site free."""
-    return isinstance(entry.map, ViewMap)
+    return isinstance(shared_map(entry.map), ViewMap)
 
 
 @torch.no_grad()

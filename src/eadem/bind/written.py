@@ -191,12 +191,19 @@ def _write(link: Link, value: Tensor, drawn: bool) -> None:
     flat = torch.cat(roots) if roots else before.new_zeros(0)
     outer = link.expression.outer
     changed = (plain != before).reshape(-1)
-    new = _moved(outer, flat, plain.to(before), changed)
     thetas = {}
-    pieces = torch.split(new, [r.numel() for r in roots]) if roots else ()
-    for ((key, owner), p), piece in zip(_owners(link), pieces, strict=True):
-        own = piece.reshape(owner.roots)
-        theta = own if owner.source is None else owner.source.lift(own)
+    if any(k == link.key and o.own is not None for k, o in link.owners()):
+        # a site that departs from its tie takes the change into its remainder
+        known = first(link.group.resolved, {link.key: plain.to(before)}, _held(link)).thetas
+        pieces: Sequence[Tensor] = [known[key] for (key, _), _ in _owners(link)]
+    else:
+        new = _moved(outer, flat, plain.to(before), changed)
+        pieces = torch.split(new, [r.numel() for r in roots]) if roots else ()
+        pieces = [
+            t if o.source is None else o.source.lift(t.reshape(o.roots))
+            for ((_, o), _), t in zip(_owners(link), pieces, strict=True)
+        ]
+    for ((key, _), p), theta in zip(_owners(link), pieces, strict=True):
         thetas[key] = theta.reshape(p.shape).to(p.device, p.dtype)
     back = [o.values(thetas[k]).reshape(-1) for k, o in link.owners()]
     joined = torch.cat(back) if back else flat

@@ -4,8 +4,15 @@ from ._clusters import ClusterRow as ClusterRow
 from ._mean_test import MeanTest as MeanTest
 from ._mean_test import mean_test as mean_test
 from ._mean_test import site_mean_test as site_mean_test
+from ._relax import Relaxed as Relaxed
+from ._relax import penalty as penalty
+from ._relax import relax as relax
+from ._relax import relaxed as relaxed
 from ._score_test import ScoreTest as ScoreTest
 from ._score_test import score_test as score_test
+from ._spectrum import Spectrum as Spectrum
+from ._spectrum import site_gradients as site_gradients
+from ._spectrum import spectrum as spectrum
 from ._trace import Trace as Trace
 from ._trace import trace as trace
 from .certificate import Action as Action

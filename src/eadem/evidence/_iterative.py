@@ -27,12 +27,14 @@ from eadem.evidence.score import (
     ScoreResult,
     chi_square,
 )
-from eadem.maps.base import LinearMap, numel
+from eadem.maps.base import DENSE_LIMIT, LinearMap, numel
 
-__all__ = ["EXACT", "Iterative", "Products", "solve"]
+__all__ = ["EXACT", "KEPT", "ROWS", "Iterative", "Products", "solve"]
 
-#: Values at the sites up to which the information is built as a matrix.
+#: Values at the sites up to which the observed information is built as a matrix.
 EXACT = 1024
+#: Values up to which the others are, which take as many derivatives as there are observations.
+ROWS = DENSE_LIMIT
 #: Released directions up to which each is solved for by itself.
 COLUMNS = 128
 #: Free values up to which φᵀIφ is inverted, where the Jacobian is kept.

@@ -117,8 +117,7 @@ class Likelihood:
 
     def _by_vmap(self, batch: Any, n: int) -> Tensor | None:
         """One observation at a time, side by side; None where the batch cannot be cut so."""
-        leaves = pytree.tree_leaves(batch)
-        if not all(isinstance(x, Tensor) and x.ndim and len(x) == n for x in leaves):
+        if not _by_observation(batch, n):
             return None
 
         def one(row: Any) -> tuple[Tensor, Tensor]:
@@ -201,7 +200,9 @@ class Likelihood:
         p, at = self.values.numel(), at_sites(self.model, embedding, torch.float64)
         total = torch.zeros(p, p, dtype=torch.float64)
         eye = torch.eye(p, dtype=torch.float64, device=self.device)
-        for batch in self.batches():
+        for batch, n in self._sized():
+            if self._gram_by_rows(at, batch, n, total):
+                continue
 
             def flat(values: Tensor, batch: Any = batch) -> Tensor:
                 found: Tensor = at(values, batch).reshape(-1)
@@ -221,6 +222,43 @@ class Likelihood:
             total += rows @ rows.T
         return total
 
+    def _gram_by_rows(self, at: Density, batch: Any, n: int, total: Tensor) -> bool:
+        """Add a batch's JᵀJ one observation at a time, side by side; False where the batch
+        cannot be cut so, or an observation has more outputs than the sites have values.
+        """
+        with torch.no_grad():
+            together = at(self.values, batch)
+        if not _by_observation(batch, n) or together.shape[:1] != (n,):
+            return False
+        together = together.reshape(n, -1)
+        if together.shape[1] > self.values.numel():
+            return False
+
+        def one(row: Any) -> tuple[Tensor, Tensor]:
+            alone = pytree.tree_map(lambda x: x.unsqueeze(0), row)
+
+            def outputs(values: Tensor) -> tuple[Tensor, Tensor]:
+                found: Tensor = at(values, alone).reshape(-1)
+                return found, found
+
+            found: tuple[Tensor, Tensor] = torch.func.jacrev(outputs, has_aux=True)(self.values)
+            return found
+
+        found = torch.zeros_like(total)
+        many = max(1, BLOCK // max(1, together.shape[1] * self.values.numel()))
+        for i in range(0, n, many):
+            some = pytree.tree_map(lambda x, i=i: x[i : i + many], batch)
+            try:
+                rows, alone = torch.func.vmap(one)(some)
+            except _NO_RULE:
+                return False
+            if not torch.allclose(alone, together[i : i + many], rtol=1e-9, atol=1e-9):
+                return False
+            rows = rows.detach().reshape(-1, self.values.numel()).cpu()
+            found += rows.T @ rows
+        total += found
+        return True
+
     def information(self, kind: Information, scores: Tensor | None = None) -> Tensor:
         """The sites' information matrix, of the stated kind."""
         if callable(kind):
@@ -239,6 +277,12 @@ class Likelihood:
 def _grad(value: Tensor, at: Tensor, retain: bool = False) -> Tensor:
     found = torch.autograd.grad(value, at, retain_graph=retain, allow_unused=True)[0]
     return torch.zeros_like(at) if found is None else found.detach()
+
+
+def _by_observation(batch: Any, n: int) -> bool:
+    """Whether every leaf of a batch is a tensor with a row for each of n observations."""
+    leaves = pytree.tree_leaves(batch)
+    return all(isinstance(x, Tensor) and x.ndim and len(x) == n for x in leaves)
 
 
 def _batches(data: Any) -> Sequence[Any] | Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from eadem.bind import ties
 from eadem.evidence._boundary import boundary_notes
 from eadem.evidence._clusters import ClusterRow, cluster_ids, robust_test, sensitivity
-from eadem.evidence._iterative import EXACT, Iterative
+from eadem.evidence._iterative import EXACT, KEPT, ROWS, Iterative
 from eadem.evidence._likelihood import Density, Information, Likelihood
 from eadem.evidence._release import Release, directions, trained
 from eadem.evidence.score import NullFit, Projection, ScoreResult
@@ -68,6 +68,12 @@ class ScoreTest(ScoreResult):
     clusters: tuple[ClusterRow, ...] = ()
     changes: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _rows: Callable[[], tuple[TableRow, ...]] = field(default=tuple, repr=False)
+    _again: Callable[[Release], ScoreTest] | None = field(default=None, repr=False)
+
+    def again(self, release: Release) -> ScoreTest:
+        """The test of another release, from the derivatives that this one was made of."""
+        assert self._again is not None
+        return self._again(release)
 
     def table(self) -> Table:
         """The joint test, then every tie let go alone, then every site let go alone."""
@@ -115,9 +121,10 @@ def score_test(
     The statistic is Rao's (1948), in the form of Aitchison & Silvey (1958): χ² with as many
     degrees of freedom as the data identify among the released directions. The robust form is
     that of White (1982) and Boos (Amer. Statist. 46, 1992). Everything is computed in float64
-    on an untied copy. Above 1,024 values at the sites nothing of their square is built: the
-    information is used through products, "observed" is replaced by "outer" and solved by
-    conjugate gradients, and the robust form is given for up to 128 released directions.
+    on an untied copy. Above 4,096 values at the sites (1,024 for "observed") nothing of their
+    square is built: the information is used through products, "observed" is replaced by
+    "outer" and solved by conjugate gradients, and the robust form is given for up to 128
+    released directions.
 
     Raises EvidenceError where the densities, the release or the clusters do not fit.
 
@@ -140,34 +147,39 @@ def score_test(
     """
     at = Likelihood(model, log_density, data)
     ids = cluster_ids(cluster, at.n)
-    if at.values.numel() > EXACT:
-        work: _Work = Iterative(model, at, information)
-    else:
+    p = at.values.numel()
+    by_rows = information != "observed" and p <= ROWS and at.n * p <= KEPT
+    work: _Work
+    if p <= EXACT or by_rows:
         work = _Exact(model, at, information)
-    found = work.project(directions(model, release))
-    notes = [*found.notes, *work.notes]
-    robust = robust_test(found, work.along(found), ids, notes)
+    else:
+        work = Iterative(model, at, information)
 
     def rows() -> tuple[TableRow, ...]:
-        asked: list[tuple[str, str, Release]] = []
+        asked: list[tuple[str, str, Release]] = [("joint", "", release)]
         every = ties(model)
-        for t in every:
-            asked.append(("tie", ", ".join(t.sites), t))
-        for name in dict.fromkeys(s for t in every for s in t.sites):
-            asked.append(("site", name, name))
-        each = [_row("joint", "", found, work, ids)]
-        for label, name, what in asked:
-            each.append(_row(label, name, work.project(directions(model, what)), work, ids))
-        return tuple(each)
+        asked += [("tie", _listed(t.sites), t) for t in every]
+        asked += [("site", s, s) for s in dict.fromkeys(s for t in every for s in t.sites)]
+        return tuple(
+            _row(label, name, work.project(directions(model, what)), work, ids)
+            for label, name, what in asked
+        )
 
-    result = found.result(robust, notes)
-    return ScoreTest(
-        **vars(result),
-        information=work.kind,
-        clusters=sensitivity(work.along(found), ids, None if cluster is None else at.n),
-        changes=at.plan.split(result.expected_change.reshape(-1)),
-        _rows=rows,
-    )
+    def test(release: Release) -> ScoreTest:
+        found = work.project(directions(model, release))
+        notes = [*found.notes, *work.notes]
+        along = work.along(found)
+        result = found.result(robust_test(found, along, ids, notes), notes)
+        return ScoreTest(
+            **vars(result),
+            information=work.kind,
+            clusters=sensitivity(along, ids, None if cluster is None else at.n),
+            changes=at.plan.split(result.expected_change.reshape(-1)),
+            _rows=rows,
+            _again=test,
+        )
+
+    return test(release)
 
 
 class _Work(Protocol):
@@ -201,6 +213,17 @@ class _Exact:
 
     def along(self, found: Projection) -> Tensor | None:
         return self.scores @ found.along
+
+
+def _listed(sites: Sequence[str]) -> str:
+    """The sites' names, the first of many.
+
+    >>> _listed(["a", "b", "c", "d", "e"])
+    'a, b, c, … (5 sites)'
+    """
+    if len(sites) <= 4:
+        return ", ".join(sites)
+    return ", ".join(sites[:3]) + f", … ({len(sites)} sites)"
 
 
 def _row(kind: str, name: str, found: Projection, work: _Work, ids: Tensor) -> TableRow:

@@ -208,6 +208,21 @@ class Trace:
                 found[group[0]] = max(0.0, 1 - share / energy) if energy else float("nan")
         return found
 
+    def cancelled(self) -> dict[str, Tensor]:
+        """By site, the part of the gradient there that the tie cancels: g − Pg, with P as in
+        `conflict`. It is what the site would do beyond what all sites do together. float64.
+        """
+        wide = {n: g.to(torch.float64) for n, g in self.sites.items()}
+        if not wide:
+            return {}
+        kept = self._plan.split(self._phi.forward(self._solved(self._adjoint(wide), wide)))
+        return {n: g - kept[n] for n, g in wide.items()}
+
+    @property
+    def _phi(self) -> LinearMap:
+        assert isinstance(self._plan, LinearMap)
+        return self._plan
+
     def _adjoint(self, values: Mapping[str, Tensor]) -> Tensor:
         """φᵀ of values at some sites, zero at the others, in float64."""
         phi = self._plan

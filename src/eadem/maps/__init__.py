@@ -5,6 +5,8 @@ from .base import Map as Map
 from .nonlinear import Bounded as Bounded
 from .nonlinear import Function as Function
 from .nonlinear import Positive as Positive
+from .remainder import LowRank as LowRank
+from .remainder import Near as Near
 from .simplex import SumToOne as SumToOne
 from .structured import Fixed as Fixed
 from .structured import Gather as Gather

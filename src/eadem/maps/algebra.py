@@ -1,7 +1,8 @@
-"""Building maps from maps: side by side, one under the other, and where two agree.
+"""Building maps from maps: side by side, one under the other, added, and where two agree.
 
 A plan is put together with these: the free values of several owners stand side by side
-(`Blocks`), and the sites of one tie stand one under the other (`Stack`). Both are maps, on
+(`Blocks`), the sites of one tie stand one under the other (`Stack`), and a site that departs
+from its tie is the sum of what is shared and of what is its own (`Added`). All are maps, on
 flat vectors.
 """
 
@@ -18,10 +19,13 @@ from eadem.maps.base import LinearMap, Map, Shape, numel
 from eadem.maps.index import Index
 
 __all__ = [
+    "Added",
     "Blocks",
+    "LinearAdded",
     "LinearBlocks",
     "LinearStack",
     "Stack",
+    "added",
     "blocks",
     "offsets",
     "orthonormal",
@@ -127,6 +131,11 @@ class Blocks(_Side):
         pieces = zip(self.parts, self._outputs(values), strict=True)
         return _cat([p.lift(v) for p, v in pieces])
 
+    def general(self, theta: Tensor) -> Tensor:
+        """Every part's general point."""
+        pieces = zip(self.parts, self._inputs(theta), strict=True)
+        return _cat([p.general(t) for p, t in pieces])
+
 
 @dataclass(frozen=True, eq=False)
 class LinearBlocks(_SeveralLinear, _Side):
@@ -151,6 +160,75 @@ class LinearBlocks(_SeveralLinear, _Side):
         found = [p.index() for p in self.parts]
         starts = offsets([numel(p.in_shape) for p in self.parts])
         return _joined(found, starts, self._columns())
+
+
+@dataclass(frozen=True, eq=False)
+class Added(_Side):
+    """A sum of maps, each of a θ of its own: θ = (θ₁, θ₂, …), W = φ₁(θ₁) + φ₂(θ₂) + …"""
+
+    def infer(self, out_shape: Shape) -> Shape:
+        """One flat vector for all parts, which all must fill the site."""
+        if any(p.out_shape != out_shape for p in self.parts):
+            shapes = [p.out_shape for p in self.parts]
+            raise ShapeError(f"maps to {shapes} cannot be added in a site of {out_shape}")
+        return (self._columns(),)
+
+    def expand(self, theta: Tensor) -> Tensor:
+        """The sum of the parts' values."""
+        first, *rest = zip(self.parts, self._inputs(theta), strict=True)
+        total = first[0].expand(first[1])
+        for part, piece in rest:
+            total = total + part.expand(piece)
+        return total
+
+    def linearize(self, theta: Tensor) -> LinearMap:
+        """The parts linearized."""
+        pieces = zip(self.parts, self._inputs(theta), strict=True)
+        return LinearAdded(tuple(p.linearize(t) for p, t in pieces)).bind(self.out_shape)
+
+    def lift(self, values: Tensor) -> Tensor:
+        """The first part's θ nearest to the values, then each next part's, of what is left."""
+        lifted, rest = [], values
+        for part in self.parts:
+            theta = part.lift(rest)
+            lifted.append(theta)
+            rest = rest - part.expand(theta)
+        return _cat(lifted)
+
+
+@dataclass(frozen=True, eq=False)
+class LinearAdded(_SeveralLinear, Added):
+    """A sum of linear maps, each of a θ of its own: A = [A₁ A₂ …]."""
+
+    def forward(self, theta: Tensor) -> Tensor:
+        """The sum of the parts' linear values."""
+        first, *rest = zip(self.parts, self._inputs(theta), strict=True)
+        total = first[0].forward(first[1])
+        for part, piece in rest:
+            total = total + part.forward(piece)
+        return total
+
+    def expand(self, theta: Tensor) -> Tensor:
+        """The sum of the parts' values."""
+        return Added.expand(self, theta)
+
+    def adjoint(self, grad: Tensor) -> Tensor:
+        """The parts' adjoints, one after the other."""
+        return _cat([p.adjoint(grad) for p in self.parts])
+
+    @property
+    def offset(self) -> Tensor | None:
+        """The sum of the parts' offsets, or None where all are zero."""
+        found = [b for p in self.parts if (b := p.offset) is not None]
+        return sum(found[1:], found[0]) if found else None
+
+    def lift(self, values: Tensor) -> Tensor:
+        """The least-squares θ, of least norm."""
+        return LinearMap.lift(self, values)
+
+    def linearize(self, theta: Tensor) -> LinearMap:
+        """The map itself."""
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,6 +346,14 @@ def blocks(parts: Sequence[Map]) -> Map:
     if len(linear) == len(parts):
         return LinearBlocks(tuple(linear)).bind(_flat(parts))
     return Blocks(tuple(parts)).bind(_flat(parts))
+
+
+def added(parts: Sequence[Map]) -> Map:
+    """The sum of bound maps to one shape, each of a θ of its own, as one bound map."""
+    linear = [p for p in parts if isinstance(p, LinearMap)]
+    if len(linear) == len(parts):
+        return LinearAdded(tuple(linear)).bind(parts[0].out_shape)
+    return Added(tuple(parts)).bind(parts[0].out_shape)
 
 
 def stack(parts: Sequence[Map]) -> Map:

@@ -231,6 +231,12 @@ class Map:
     def lift(self, values: Tensor) -> Tensor:
         """θ whose expansion is nearest to `values` (least squares where the map is linear)."""
 
+    def general(self, theta: Tensor) -> Tensor:
+        """θ, or where the map's rank there is not the one it has almost everywhere, a θ where
+        it is.
+        """
+        return theta
+
     def __matmul__(self, inner: Map) -> Map:
         """`f @ g` applies g to θ, then f."""
         if isinstance(self, LinearMap) and isinstance(inner, LinearMap):

@@ -24,12 +24,22 @@ from typing import Any
 from torch import Tensor
 
 from eadem.errors import RecordError, nearest
-from eadem.maps import algebra, base, dense, index, nonlinear, simplex, structured, view
+from eadem.maps import (
+    algebra,
+    base,
+    dense,
+    index,
+    nonlinear,
+    remainder,
+    simplex,
+    structured,
+    view,
+)
 from eadem.maps.base import Map
 
 __all__ = ["from_spec", "importable", "to_spec"]
 
-_ROOMS = (algebra, base, dense, index, nonlinear, simplex, structured, view)
+_ROOMS = (algebra, base, dense, index, nonlinear, remainder, simplex, structured, view)
 _OWN = tuple(room.__name__ for room in _ROOMS)
 #: The room whose maps are Eadem's own too, though it lies above this one.
 _GROUPS = "eadem.groups."
