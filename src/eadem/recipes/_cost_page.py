@@ -26,7 +26,7 @@ NAMES = {
     "operations": "operations",
 }
 _COLUMNS = ["pair", "", "free", "gradient", "Adam", "peak", "operations", "a step"]
-_MOSAICS = ("tied depth", "autoencoder", "quarter turns", "the same through its map")
+_MOSAICS = ("autoencoder", "quarter turns", "the same through its map")
 
 
 def _size(n: int) -> str:
