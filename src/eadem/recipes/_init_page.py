@@ -40,7 +40,7 @@ def _chart(label: str, y_label: str, lines: Mapping[str, Mapping[str, float]]) -
         )
         for style, (name, at) in enumerate(lines.items())
     ]
-    ticks = [1.0, 10.0, 1000.0]
+    ticks = sorted({float(m) for at in lines.values() for m in at})
     return chart.chart(
         chart.Chart(label, "uses of one value", y_label, series, True, False, ticks)
     )

@@ -7,6 +7,7 @@ Everything is float64; memory is bounded by the images of a piece.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ __all__ = [
     "SIDE",
     "TAPS",
     "Draw",
+    "Errors",
     "by_size",
     "errors",
     "layer",
@@ -78,28 +80,40 @@ def pooled(phi: Tensor, gram: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     return flat.T @ across, flat.T @ right.reshape(-1)
 
 
+@dataclass(frozen=True)
+class Errors:
+    """Mean squared errors of the coefficients by number of images, and the last estimates."""
+
+    shared: dict[int, float]
+    unshared: dict[int, float]
+    one: Tensor
+    each: Tensor
+
+
 def errors(
     draw: Draw,
     sizes: Sequence[int],
     phi: Tensor,
     truth: tuple[Tensor, Tensor],
     advance: Advance,
-) -> dict[str, dict[int, float]]:
-    """Mean squared errors of the coefficients after each number of images, with one filter and
-    with one at every position; the latter where there are more images than coefficients.
+) -> Errors:
+    """The errors after each number of images, with one filter and with one at every position;
+    the latter where there are more images than coefficients.
     """
-    found: dict[str, dict[int, float]] = {"shared": {}, "unshared": {}}
-    gram, right, seen = torch.zeros(()), torch.zeros(()), 0
+    shared: dict[int, float] = {}
+    unshared: dict[int, float] = {}
+    each = gram = right = torch.zeros(())
+    seen = 0
     for n in sizes:
         more = moments(*draw(n - seen))
         gram, right, seen = gram + more[0], right + more[1], n
-        theta = torch.linalg.solve(*pooled(phi, gram, right))
-        found["shared"][n] = float((theta - truth[0]).square().mean())
+        one = torch.linalg.solve(*pooled(phi, gram, right))
+        shared[n] = float((one - truth[0]).square().mean())
         if n > FEATURES + 1:
             each = torch.linalg.solve(gram, right)
-            found["unshared"][n] = float((each - truth[1]).square().mean())
+            unshared[n] = float((each - truth[1]).square().mean())
         advance(1)
-    return found
+    return Errors(shared, unshared, one, each)
 
 
 def sandwich(images: Tensor, answers: Tensor, theta: Tensor) -> dict[str, Tensor]:
@@ -135,6 +149,6 @@ def verdict(images: Tensor, answers: Tensor, phi: Tensor) -> ScoreResult:
     return score_statistic(tie, rows.sum(0), torch.block_diag(*blocks), middle=rows.T @ rows)
 
 
-def by_size(runs: Sequence[dict[str, dict[int, float]]], kind: str) -> dict[int, list[float]]:
+def by_size(runs: Sequence[dict[int, float]]) -> dict[int, list[float]]:
     """The errors of repeated runs, by number of images."""
-    return {n: [r[kind][n] for r in runs] for n in runs[0][kind]}
+    return {n: [r[n] for r in runs] for n in runs[0]}

@@ -47,8 +47,8 @@ def digits(context: Context, phi: Tensor, generator: torch.Generator) -> dict[st
     with context.stage("digits", shared + unshared) as advance:
         runs = [errors(draw, (SHARED,), phi, (one, each), advance) for _ in range(shared)]
         many = [errors(draw, (UNSHARED,), phi, (one, each), advance) for _ in range(unshared)]
-    few = by_size(runs, "shared")[SHARED]
-    plenty = by_size(many, "unshared")[UNSHARED]
+    few = by_size([e.shared for e in runs])[SHARED]
+    plenty = by_size([e.unshared for e in many])[UNSHARED]
     measured = (UNSHARED * sum(plenty) / len(plenty)) / (SHARED * sum(few) / len(few))
     test = verdict(*draw(VERDICT), phi)
     regions = one + test.expected_change.reshape(-1, FEATURES)

@@ -34,10 +34,15 @@ def _curves(metrics: Mapping[str, Any]) -> str:
     rows, noise = data["taps"] ** 2 + 1, data["noise"]
     series = []
     for style, (name, uses) in enumerate((("shared", data["positions"]), ("unshared", 1))):
-        logs = {n: [math.log10(v) for v in mse[name][n]] for n in sorted(mse[name], key=float)}
-        series.append(chart.repeated(name, logs, style))
-        theory = [math.log10(noise / (int(n) * uses - rows)) for n in logs]
-        xs = [float(n) for n in logs]
+        runs = {n: mse[name][n] for n in sorted(mse[name], key=float)}
+        line = chart.repeated(name, runs, style)
+        y, low, high = (
+            [math.log10(v) for v in values]
+            for values in (line.y, line.low or (), line.high or ())
+        )
+        series.append(chart.Series(name, line.x, y, low, high, style=style))
+        theory = [math.log10(noise / (int(n) * uses - rows)) for n in runs]
+        xs = [float(n) for n in runs]
         series.append(
             chart.Series(f"theory, {name}", xs, theory, style=style + 2, markers=False)
         )

@@ -46,7 +46,7 @@ __all__ = ["Averaged", "build", "features", "fits", "largest", "report", "run"]
 TAPS, POOL, TESTED = 3, 2000, 6
 SIDES, QUICK = (5, 6, 8, 10, 12), (5, 6, 8)
 KINDS = ("shared", "unshared", "dense")
-CLOSE = 0.1
+CLOSE, MARGIN = 0.1, 1e-7
 
 
 class Averaged(nn.Module):
@@ -100,19 +100,20 @@ def coordinates(rows: Tensor) -> Tensor:
 
 
 def fits(points: NDArray[Any], labels: NDArray[Any]) -> bool:
-    """Whether some weights give every point (n, rank) its label's sign (±1), by linear
-    programming.
+    """Whether some weights give every point (n, rank) its label's sign (±1): the largest
+    margin, of weights in ±1, by linear programming.
     """
+    n, rank = points.shape
     found = linprog(
-        np.zeros(points.shape[1]),
-        -labels[:, None] * points,
-        -np.ones(len(points)),
-        bounds=(None, None),
+        np.append(np.zeros(rank), -1.0),
+        np.hstack([-labels[:, None] * points, np.ones((n, 1))]),
+        np.zeros(n),
+        bounds=[(-1, 1)] * rank + [(0, None)],
         method="highs",
     )
-    if found.status not in (0, 2):
+    if found.status != 0 or found.fun is None:
         raise ArithmeticError(f"the linear program ended undecided: {found.message}")
-    return bool(found.status == 0)
+    return bool(-found.fun > MARGIN)
 
 
 def largest(points: NDArray[Any], labels: NDArray[Any]) -> int:

@@ -6,7 +6,7 @@ Eadem with `start="init"`: as windows of an `nn.Linear` (`Toeplitz1d`), as posit
 fresh white input of unit variance, and the variance of what comes out of that one step is
 compared with theory: fan-in times the variance of torch's uniform start, 24/(3·24) = 1/3.
 Two wrong scales stand beside it: that of `start="first"`, which leaves to a window what the
-dense layer was drawn with, and one that is divided by the root of the number of uses.
+dense layer was drawn with, and the right one divided by the root of the number of uses.
 
 Reuse does reach the gradient, which is the sum over the uses. A thousand towers
 `nn.Linear(24, 1)` tied to be one are traced, (a) with independent windows and independent
@@ -15,9 +15,10 @@ samples of the electrocardiogram that PyWavelets ships (MIT) are 1,000 windows o
 sample after each, which is to be foretold. Theory (`eadem.theory.gradient_scale`) says √uses,
 uses, and something between. What it does to one step of SGD and of Adam is measured.
 
-Claim C07, means of 60 draws of the weights (20 when quick); 40 of the gradients (20). Nothing
-is fitted, so there is no test of a tie; what the towers' gradients say against theirs is the
-share of them that cancels. Expected run time: 1 minute, 15 s when quick.
+Claim C07, means of 40 draws of the weights (5 of the wrong scales) and of the gradients; 20
+and up to a hundred uses when quick. Nothing is fitted, so there is no test of a tie; what the
+towers' gradients say against theirs is the share of them that cancels. Expected run time: 2
+minutes, 10 s when quick.
 """
 
 from __future__ import annotations
@@ -39,17 +40,17 @@ from eadem.report import page
 
 __all__ = ["Towers", "gradients", "one_step", "report", "run", "tied", "towers"]
 
-TAPS, CHANNELS, USES = 24, 8, (1, 10, 1000)
+TAPS, CHANNELS, USES, QUICK = 24, 8, (1, 10, 1000), (1, 10, 100)
 MODULES = ("windows", "positions", "layers")
 STARTS = ("init", "first", "divided")
 KINDS = ("independent", "same", "ecg")
 RATE = 1e-3
-FAN_IN, DIVIDED, GRADIENT = 0.05, 0.01, 0.1
+FAN_IN, DIVIDED, GRADIENT = 0.05, 2.0, 0.1
 
 
 def tied(kind: str, uses: int, start: str) -> nn.Module:
     """One of the three modules; its shared values are used `uses` times."""
-    how: Any = "init" if start == "init" else "first"
+    how: Any = "first" if start == "first" else "init"
     if kind == "windows":
         size = uses + TAPS - 1
         model: nn.Module = nn.Linear(size, CHANNELS * uses, bias=False)
@@ -158,17 +159,18 @@ def _loss(model: Towers, kind: str, record: Tensor) -> Tensor:
 def run(context: Context) -> None:
     """Measure outputs and gradients by number of uses; leave metrics.json and report.html."""
     page.ready()
-    draws, passes = (20, 20) if context.quick else (60, 40)
+    draws, passes, counts = (20, 20, QUICK) if context.quick else (40, 40, USES)
     variance: dict[str, dict[str, dict[int, float]]] = {}
-    cases = [(k, s, m) for k in MODULES for s in STARTS for m in USES]
+    cases = [(k, s, m) for k in MODULES for s in STARTS for m in counts]
     with one_thread_count():
         for kind, start, uses in context.progress(cases, "outputs"):
-            every = [one_step(tied(kind, uses, start), kind, uses) for _ in range(draws)]
+            n = draws if start == "init" else draws // 8
+            every = [one_step(tied(kind, uses, start), kind, uses) for _ in range(n)]
             at = variance.setdefault(kind, {}).setdefault(start, {})
             at[uses] = sum(every) / draws
         grads: dict[str, dict[int, dict[str, float]]] = {k: {} for k in KINDS}
         record = ecg()
-        for uses in context.progress(USES, "gradients"):
+        for uses in context.progress(counts, "gradients"):
             model = towers(uses)
             for kind in KINDS:
                 grads[kind][uses] = gradients(model, kind, passes, record)
@@ -193,22 +195,23 @@ def _claim(
     """Claim C07."""
     wanted = TAPS * theory.initial_scale(TAPS, gain=1 / math.sqrt(3)) ** 2
     off = max(abs(v / wanted - 1) for at in variance.values() for v in at["init"].values())
-    most = USES[-1]
+    uses = list(grads["same"])
+    most = uses[-1]
     divided = max(at["divided"][most] / at["init"][most] for at in variance.values())
     grown = {k: {m: g["whole"] / g["one"] for m, g in at.items()} for k, at in grads.items()}
     away = max(
         abs(grown[k][m] / theory.gradient_scale(m, rho) - 1)
         for k, rho in (("independent", 0.0), ("same", 1.0))
-        for m in USES
+        for m in uses
     )
     context.claim(
         "C07",
         "Initial scale depends on fan-in alone, not on how many sites reuse the value; the "
         "size of one gradient step does depend on it, as a sum over the uses.",
-        f"output variance of one step for {', '.join(f'{m:,}' for m in USES)} uses of one "
-        f"value within {FAN_IN:g} (relative) of fan-in × the variance of the weights, 1/3, "
-        f"in all three modules; with a scale divided by √uses, at {most:,} uses below "
-        f"{DIVIDED:g} of that; the gradient over that of one use within {GRADIENT:g} "
+        f"output variance of one step for 1, 10 and {USES[-1]:,} uses of one value (quick: "
+        f"{QUICK[-1]}) within {FAN_IN:g} (relative) of fan-in × the variance of the weights, "
+        "1/3, in all three modules; with a scale divided by √uses, at the most uses, below "
+        f"{DIVIDED:g}/uses of that; the gradient over that of one use within {GRADIENT:g} "
         "(relative) of √uses where the uses are independent and of their number where they "
         "are the same",
         {"variance": wanted, "off": f"≤ {FAN_IN:g}", "gradient": f"≤ {GRADIENT:g} off"},
@@ -219,5 +222,5 @@ def _claim(
             "gradient off": away,
             "gradient on the ECG": grown["ecg"],
         },
-        off <= FAN_IN and divided < DIVIDED and away <= GRADIENT,
+        off <= FAN_IN and divided < DIVIDED / most and away <= GRADIENT,
     )

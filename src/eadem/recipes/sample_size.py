@@ -39,7 +39,6 @@ from eadem.recipes._positions import (
     errors,
     layer,
     moments,
-    pooled,
     verdict,
 )
 from eadem.recipes._sample_size_digits import VERDICT, digits
@@ -85,12 +84,12 @@ def run(context: Context) -> None:
             ten = [errors(white, (SHARED,), phi, truth, advance) for _ in range(few)]
             stream = [errors(white, STREAM, phi, truth, advance) for _ in range(repeats)]
             whole = [errors(white, LONG, phi, truth, advance) for _ in range(long)]
-        shared = by_size(stream, "shared") | {SHARED: by_size(ten, "shared")[SHARED]}
-        unshared = by_size(whole, "unshared")
+        shared = by_size([e.shared for e in stream]) | by_size([e.shared for e in ten])
+        unshared = by_size([e.unshared for e in whole])
         real = digits(context, phi, generator)
         tests = {"white": verdict(*white(VERDICT), phi), "digits": real.pop("test")}
-        drawn = {n: torch.linalg.solve(*moments(*white(n))) for n in LONG[::7]}
-        one = torch.linalg.solve(*pooled(phi, *moments(*white(SHARED))))
+        drawn = {n: torch.linalg.solve(*moments(*white(n))) for n in LONG[:1]}
+        drawn[UNSHARED] = whole[-1].each
     _claim(context, shared, unshared)
     context.write_metrics(
         {
@@ -100,7 +99,7 @@ def run(context: Context) -> None:
             "digits": real,
             "filters": {
                 "true": w,
-                "one": one,
+                "one": ten[-1].one,
                 "each": {n: each.reshape(28, 28, -1)[::2, ::2] for n, each in drawn.items()},
             },
             "tests": {
