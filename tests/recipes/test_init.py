@@ -31,8 +31,9 @@ def test_the_claim_holds(metrics):
 def test_a_dense_layers_own_scale_is_wrong_for_windows(metrics):
     at = metrics["variance"]["windows"]["first"]
     for uses in (1, 10, 100):  # drawn for the whole input, read over 24 of it
-        assert at[str(uses)] == pytest.approx(24 / 3 / (uses + 23), rel=0.5)
-    assert at["100"] < 0.3 * metrics["variance"]["windows"]["init"]["100"]
+        draws = at[str(uses)]
+        assert sum(draws) / len(draws) == pytest.approx(24 / 3 / (uses + 23), rel=0.5)
+    assert max(at["100"]) < 0.5 * min(metrics["variance"]["windows"]["init"]["100"])
 
 
 def test_gradients_add_up_between_independent_and_equal(metrics):

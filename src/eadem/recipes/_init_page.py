@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eadem.recipes import Claim
@@ -30,16 +30,29 @@ KINDS = {
 }
 
 
-def _chart(label: str, y_label: str, lines: Mapping[str, Mapping[str, float]]) -> str:
-    series = [
-        chart.Series(
-            name,
-            [float(m) for m in at],
-            [math.log10(max(v, 1e-12)) for v in at.values()],
-            style=style,
-        )
-        for style, (name, at) in enumerate(lines.items())
-    ]
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _spread(values: Sequence[float]) -> str:
+    least, most = (numbers.significant(v, 2) for v in (min(values), max(values)))
+    return f"{numbers.significant(_mean(values))} ({least}–{most})"
+
+
+def _uses(m: str) -> str:
+    return "1 use" if m == "1" else f"{int(m):,} uses"
+
+
+def _logs(values: Sequence[float]) -> list[float]:
+    return [math.log10(max(v, 1e-12)) for v in values]
+
+
+def _chart(label: str, y_label: str, lines: Mapping[str, Mapping[str, list[float]]]) -> str:
+    series = []
+    for style, (name, at) in enumerate(lines.items()):
+        line = chart.repeated(name, at, style)
+        y, low, high = (_logs(v or ()) for v in (line.y, line.low, line.high))
+        series.append(chart.Series(name, line.x, y, low, high, style=style))
     ticks = sorted({float(m) for at in lines.values() for m in at})
     return chart.chart(
         chart.Chart(label, "uses of one value", y_label, series, True, False, ticks)
@@ -52,7 +65,7 @@ def report(folder: Path) -> None:
     variance, grads = metrics["variance"], metrics["gradients"]
     uses = list(variance["windows"]["init"])
     outputs = [
-        [module, start, *(numbers.significant(variance[k][s][m]) for m in uses)]
+        [module, start, *(_spread(variance[k][s][m]) for m in uses)]
         for k, module in MODULES.items()
         for s, start in STARTS.items()
     ]
@@ -80,7 +93,10 @@ def report(folder: Path) -> None:
         "however often the weights are used elsewhere. What grows with the uses is the "
         "gradient: their sum.",
         facts=[
-            (numbers.significant(variance["windows"]["init"][m]), f"output variance, {m} uses")
+            (
+                numbers.significant(_mean(variance["windows"]["init"][m])),
+                f"output variance, {_uses(m)}",
+            )
             for m in (uses[0], most)
         ]
         + [(f"{grown[KINDS['ecg']][most]:.0f}×", f"the gradient of {int(most):,} uses, ECG")],
@@ -104,7 +120,7 @@ def report(folder: Path) -> None:
                         {name: variance["windows"][s] for s, name in STARTS.items()},
                     ),
                     page.table(
-                        ["module", "scale", *(f"{int(m):,} uses" for m in uses)],
+                        ["module", "scale", *(_uses(m) for m in uses)],
                         outputs,
                         numeric=range(2, 2 + len(uses)),
                     ),
@@ -122,7 +138,7 @@ def report(folder: Path) -> None:
                     _chart(
                         "Size of the shared gradient over that of one use",
                         "log₁₀ gradient over one use's",
-                        grown,
+                        {name: {m: [v] for m, v in at.items()} for name, at in grown.items()},
                     ),
                     page.table(
                         ["uses are", "uses", "gradient", "cancels", "SGD step", "Adam step"],

@@ -160,14 +160,14 @@ def run(context: Context) -> None:
     """Measure outputs and gradients by number of uses; leave metrics.json and report.html."""
     page.ready()
     counts = QUICK if context.quick else USES
-    variance: dict[str, dict[str, dict[int, float]]] = {}
+    variance: dict[str, dict[str, dict[int, list[float]]]] = {}
     cases = [(k, s, m) for k in MODULES for s in STARTS for m in counts]
     with one_thread_count():
         for kind, start, uses in context.progress(cases, "outputs"):
             n = DRAWS if start == "init" else FEW
             every = [one_step(tied(kind, uses, start), kind, uses) for _ in range(n)]
             at = variance.setdefault(kind, {}).setdefault(start, {})
-            at[uses] = sum(every) / n
+            at[uses] = every
         grads: dict[str, dict[int, dict[str, float]]] = {k: {} for k in KINDS}
         record = ecg()
         for uses in context.progress(counts, "gradients"):
@@ -188,10 +188,14 @@ def run(context: Context) -> None:
 
 def _claim(
     context: Context,
-    variance: Mapping[str, Mapping[str, Mapping[int, float]]],
+    draws: Mapping[str, Mapping[str, Mapping[int, list[float]]]],
     grads: Mapping[str, Mapping[int, Mapping[str, float]]],
 ) -> None:
     """Claim C07."""
+    variance = {
+        k: {s: {m: sum(v) / len(v) for m, v in by.items()} for s, by in at.items()}
+        for k, at in draws.items()
+    }
     wanted = TAPS * theory.initial_scale(TAPS, gain=1 / math.sqrt(3)) ** 2
     off = max(abs(v / wanted - 1) for at in variance.values() for v in at["init"].values())
     uses = list(grads["same"])
