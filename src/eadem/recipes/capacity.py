@@ -119,7 +119,7 @@ def fits(points: NDArray[Any], labels: NDArray[Any]) -> bool:
 def largest(points: NDArray[Any], labels: NDArray[Any]) -> int:
     """How many of the points, from the first on, have labels that can be fitted together."""
     low = int(points.shape[1])
-    high = 3 * low
+    high = 5 * low // 2
     while fits(points[:high], labels[:high]):
         low, high = high, 2 * high
     while high - low > 1:
