@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jvp, vmap
 
+import eadem
 from eadem.errors import EademError, ShapeError, Unsupported
 from eadem.maps.index import Indexed
 from eadem.nn import LocallyConnected1d, LocallyConnected2d
@@ -294,6 +295,17 @@ def test_initial_values_have_the_fan_in_of_a_convolution():
     before = layer.weight.clone()
     layer.reset_parameters()
     assert not torch.equal(before, layer.weight)
+
+
+@pytest.mark.parametrize("uses", [1, 50])
+def test_a_tie_starts_at_the_fan_in_of_a_kernel(uses):
+    layer = LocallyConnected1d(4, 64, uses + 2, 3)
+    for name in ("weight", "bias"):
+        index = eadem.Gather(layer.convolution_index(name))
+        eadem.tie(layer, name, via=index, start="init")
+    bound = 12**-0.5  # nn.Conv1d's: four channels, three taps
+    for p in layer.parameters():
+        assert 0.9 * bound < p.detach().abs().max() <= bound
 
 
 def test_kernels_is_a_view_in_the_order_of_a_convolution():

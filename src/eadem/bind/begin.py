@@ -124,7 +124,8 @@ def _drawn(
     """Uniform on ±1/√fan-in, torch's own rule, with the fan-in that the map leaves.
 
     The fan-in of a weight (out, in, …) is the mean number of values in a row that are not
-    held constant. A bias takes that of the weight beside it.
+    held constant. A bias takes that of the weight beside it. A module whose weight is laid out
+    in another way says its own, as an integer `fan_in`.
     """
     drawn = {}
     for name, value in values.items():
@@ -134,6 +135,11 @@ def _drawn(
 
 
 def _fan_in(index: Sites, group: Group, name: str, shape: Shape) -> float:
+    place = index.place(name)
+    own = None if place is None else getattr(place.module, "fan_in", None)
+    own = own if isinstance(own, int) and own > 0 else None
+    if own and place is not None and place.attr != "weight":
+        return own
     if len(shape) >= 2:
         e = group.expressions.get(name)
         outer = None if e is None else e.outer
@@ -141,7 +147,7 @@ def _fan_in(index: Sites, group: Group, name: str, shape: Shape) -> float:
         if isinstance(outer, LinearMap) and outer.view() is None:
             found = outer.index()
         live = numel(shape) if found is None else int((found.position >= 0).sum())
-        return live / shape[0]
+        return live / (numel(shape) / own if own else shape[0])
     module = index[name].module
     beside = next((n for n, p in index.places.items() if p == (module, "weight")), None)
     if beside is None or len(index.shape(beside)) < 2:

@@ -83,8 +83,7 @@ class _LocallyConnected(nn.Module):
 
     def reset_parameters(self) -> None:
         """Uniform in ±1/√fan_in, the fan-in of one kernel: what `nn.Conv2d` draws from."""
-        fan_in = math.prod(self.kernel_size) * (self.in_channels // self.groups)
-        bound = 1 / math.sqrt(fan_in)
+        bound = 1 / math.sqrt(self.fan_in)
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
@@ -123,6 +122,11 @@ class _LocallyConnected(nn.Module):
             if layer.bias is not None:
                 layer.bias.copy_(c.bias)
         return layer.train(conv.training)
+
+    @property
+    def fan_in(self) -> int:
+        """The number of values that an output reads: what its weights' spread follows."""
+        return math.prod(self.kernel_size) * (self.in_channels // self.groups)
 
     @property
     def kernels(self) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["CLASSES", "Digits", "split", "stratified"]
+__all__ = ["CLASSES", "Digits", "all_digits", "shrunk", "split", "stratified"]
 
 CLASSES = 10
 
@@ -55,6 +55,11 @@ def stratified(labels: Tensor, n: int, generator: torch.Generator) -> Tensor:
     return chosen[torch.randperm(n, generator=generator)]
 
 
+def all_digits() -> Digits:
+    """The 5,000, in the package's order."""
+    return _load()
+
+
 def split(seed: int) -> tuple[Digits, Digits]:
     """4,000 digits to train on and 1,000 to test on, 400 and 100 of each class."""
     digits = _load()
@@ -63,3 +68,13 @@ def split(seed: int) -> tuple[Digits, Digits]:
     rest = torch.ones(len(digits), dtype=torch.bool)
     rest[train] = False
     return digits[train], digits[rest.nonzero().reshape(-1)]
+
+
+def shrunk(digits: Digits, side: int, generator: torch.Generator) -> Digits:
+    """The middle 20×20 pixels, averaged to side×side, float64, with uniform noise of one grey
+    level, which puts whole numbers of ink in general position: images (n, side·side).
+    """
+    middle = digits.images.double().reshape(-1, 1, 28, 28)[..., 4:24, 4:24]
+    small = torch.nn.functional.adaptive_avg_pool2d(middle, side).flatten(1)
+    noise = torch.rand(small.shape, dtype=torch.float64, generator=generator)
+    return Digits(small + noise / 255.0, digits.labels)
