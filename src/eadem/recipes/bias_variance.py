@@ -9,7 +9,7 @@ synthetic, 40 samples, drawn by its `make_dataset` at the published settings.
 The world decides whether the last tie is right: W is one filter at all places (*right*); a
 filter that drifts along the signal (*approximate*: a sine of 0.25 of its size); or the right
 world with the pixels of x shuffled (*wrong*). Training sets and noise are drawn anew in each
-of 200 repeats (40 when quick); the error W̃ − W, in mean squared output over all signals, is
+of 200 repeats (20 when quick); the error W̃ − W, in mean squared output over all signals, is
 split into bias² and variance without bias of its own (U-statistics), with jackknife standard
 errors. The closed form is that of `eadem.theory.observations_needed`. The evidence is the score
 test of the shared filter, given the windows, in every world.
