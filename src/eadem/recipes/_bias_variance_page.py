@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eadem.recipes import Claim
-from eadem.recipes._run import METRICS, REPORT, write_atomic
+from eadem.recipes._page import claims, footer, measured, write
 from eadem.report import chart, numbers, page, terminal
 from eadem.report.bars import Bar, Bars, Group, bars
 from eadem.report.images import filters
@@ -108,7 +106,7 @@ def _accuracies(networks: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
 
 def table(folder: Path) -> Any:
     """The accuracies of a finished run as a terminal table."""
-    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    metrics = measured(folder)
     return terminal.grid("Test accuracy in %", *_accuracies(metrics["networks"]))
 
 
@@ -166,7 +164,7 @@ def _filters(metrics: Mapping[str, Any]) -> str:
 
 def report(folder: Path) -> None:
     """Write the page of a finished run from its metrics.json."""
-    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    metrics = measured(folder)
     splits, networks = metrics["splits"], metrics["networks"]
     least, most = (f(splits["right"]["shared"], key=int) for f in (min, max))
     data = metrics["data"]
@@ -199,11 +197,7 @@ def report(folder: Path) -> None:
             ),
         ],
         sections=[
-            page.Section(
-                "claim",
-                "The claim",
-                blocks=[page.claims_table([Claim(**c) for c in metrics["claims"]])],
-            ),
+            claims(metrics),
             page.Section(
                 "data",
                 "The signals and the worlds",
@@ -255,6 +249,6 @@ def report(folder: Path) -> None:
                 ],
             ),
         ],
-        footer=[f"seed {metrics['seed']}" + (", quick" if metrics["quick"] else "")],
+        footer=footer(metrics),
     )
-    write_atomic(folder / REPORT, page.render(whole))
+    write(folder, whole)

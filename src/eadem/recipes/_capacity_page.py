@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from eadem import theory
-from eadem.recipes import Claim
-from eadem.recipes._run import METRICS, REPORT, write_atomic
+from eadem.recipes._page import claims, footer, measured, write
 from eadem.report import chart, numbers, page
 from eadem.report.images import filters
 
@@ -110,7 +108,7 @@ _COLUMNS = [
 
 def report(folder: Path) -> None:
     """Write the page of a finished run from its metrics.json."""
-    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    metrics = measured(folder)
     models, inputs = metrics["models"], metrics["inputs"]
     ends = [list(models["shared"])[i] for i in (0, -1)]
     tests = [
@@ -135,11 +133,7 @@ def report(folder: Path) -> None:
             for k in NAMES
         ],
         sections=[
-            page.Section(
-                "claim",
-                "The claim",
-                blocks=[page.claims_table([Claim(**c) for c in metrics["claims"]])],
-            ),
+            claims(metrics),
             page.Section(
                 "inputs",
                 "The examples",
@@ -183,6 +177,6 @@ def report(folder: Path) -> None:
                 [page.table(["labels", "statistic", "p"], tests)],
             ),
         ],
-        footer=[f"seed {metrics['seed']}" + (", quick" if metrics["quick"] else "")],
+        footer=footer(metrics),
     )
-    write_atomic(folder / REPORT, page.render(whole))
+    write(folder, whole)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
@@ -10,8 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from eadem.recipes import Claim
-from eadem.recipes._run import METRICS, REPORT, write_atomic
+from eadem.recipes._page import claims, footer, measured, write
 from eadem.report import numbers, page, terminal
 from eadem.report.bars import Bar, Bars, Group, bars
 from eadem.report.mosaic import mosaic
@@ -61,7 +59,7 @@ def _rows(models: Mapping[str, Any]) -> list[list[str]]:
 
 def table(folder: Path) -> Any:
     """The counts of a finished run as a terminal table."""
-    models = json.loads((folder / METRICS).read_text(encoding="utf-8"))["models"]
+    models = measured(folder)["models"]
     return terminal.grid("A training step", _COLUMNS, _rows(models), range(2, len(_COLUMNS)))
 
 
@@ -106,7 +104,7 @@ def _chain(layers: Mapping[str, Any]) -> str:
 
 def draw(folder: Path, tied: Mapping[str, nn.Module]) -> None:
     """Write the page of a finished run from its metrics.json; `tied` are the tied models."""
-    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    metrics = measured(folder)
     models = metrics["models"]
     conv = models["a filter over positions"]
     ratios = [_ratio(pair, "operations") for pair in models.values()]
@@ -127,11 +125,7 @@ def draw(folder: Path, tied: Mapping[str, nn.Module]) -> None:
             (_said(median(conv["ratios"])), "time of a step, conv over local"),
         ],
         sections=[
-            page.Section(
-                "claim",
-                "The claim",
-                blocks=[page.claims_table([Claim(**c) for c in metrics["claims"]])],
-            ),
+            claims(metrics),
             page.Section(
                 "ratios",
                 "Tied over untied",
@@ -163,6 +157,6 @@ def draw(folder: Path, tied: Mapping[str, nn.Module]) -> None:
                 [f'<div class="models">{pictures}</div>'],
             ),
         ],
-        footer=[f"seed {metrics['seed']}" + (", quick" if metrics["quick"] else "")],
+        footer=footer(metrics),
     )
-    write_atomic(folder / REPORT, page.render(whole))
+    write(folder, whole)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eadem.recipes import Claim
-from eadem.recipes._run import METRICS, REPORT, write_atomic
+from eadem.recipes._page import claims, footer, measured, write
 from eadem.report import chart, numbers, page
 
 __all__ = ["report"]
@@ -61,7 +59,7 @@ def _chart(label: str, y_label: str, lines: Mapping[str, Mapping[str, list[float
 
 def report(folder: Path) -> None:
     """Write the page of a finished run from its metrics.json."""
-    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    metrics = measured(folder)
     variance, grads = metrics["variance"], metrics["gradients"]
     uses = list(variance["windows"]["init"])
     outputs = [
@@ -101,11 +99,7 @@ def report(folder: Path) -> None:
         ]
         + [(f"{grown[KINDS['ecg']][most]:.0f}×", f"the gradient of {int(most):,} uses, ECG")],
         sections=[
-            page.Section(
-                "claim",
-                "The claim",
-                blocks=[page.claims_table([Claim(**c) for c in metrics["claims"]])],
-            ),
+            claims(metrics),
             page.Section(
                 "output",
                 "One step, by the number of uses",
@@ -148,6 +142,6 @@ def report(folder: Path) -> None:
                 ],
             ),
         ],
-        footer=[f"seed {metrics['seed']}" + (", quick" if metrics["quick"] else "")],
+        footer=footer(metrics),
     )
-    write_atomic(folder / REPORT, page.render(whole))
+    write(folder, whole)

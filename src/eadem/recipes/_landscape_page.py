@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eadem.recipes import Claim
-from eadem.recipes._run import METRICS, REPORT, write_atomic
+from eadem.recipes._page import claims, footer, measured, write
 from eadem.report import chart, numbers, page
 from eadem.report.images import filters
 
@@ -84,7 +82,7 @@ def _ways(networks: Mapping[str, Any]) -> str:
 
 def report(folder: Path) -> None:
     """Write the page of a finished run from its metrics.json."""
-    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    metrics = measured(folder)
     networks, solutions = metrics["networks"], metrics["solutions"]
     zero = [networks["relu"][k]["zero"] for k in ("untied", "tied")]
     counted = [
@@ -107,11 +105,7 @@ def report(folder: Path) -> None:
             ),
         ],
         sections=[
-            page.Section(
-                "claim",
-                "The claim",
-                blocks=[page.claims_table([Claim(**c) for c in metrics["claims"]])],
-            ),
+            claims(metrics),
             page.Section(
                 "units",
                 "The units",
@@ -156,9 +150,9 @@ def report(folder: Path) -> None:
                 [_spectra(networks)],
             ),
         ],
-        footer=[f"seed {metrics['seed']}" + (", quick" if metrics["quick"] else "")],
+        footer=footer(metrics),
     )
-    write_atomic(folder / REPORT, page.render(whole))
+    write(folder, whole)
 
 
 def _big(digits: str) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eadem.recipes import Claim
-from eadem.recipes._run import METRICS, REPORT, write_atomic
+from eadem.recipes._page import claims, footer, measured, write
 from eadem.report import chart, numbers, page, terminal
 
 __all__ = ["grid", "report"]
@@ -68,8 +66,8 @@ def _curve(name: str, model: Mapping[str, Any]) -> str:
 
 def report(folder: Path) -> None:
     """Write the page of a finished run from its metrics.json."""
-    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    models, claims = metrics["models"], [Claim(**c) for c in metrics["claims"]]
+    metrics = measured(folder)
+    models = metrics["models"]
     described = [[name, m["data"], m["oracle"]] for name, m in models.items()]
     notes = [
         [name, which, note]
@@ -92,7 +90,7 @@ def report(folder: Path) -> None:
             for name, m in models.items()
         ],
         sections=[
-            page.Section("claim", "The claim", blocks=[page.claims_table(claims)]),
+            claims(metrics),
             page.Section(
                 "models",
                 "Three models",
@@ -114,6 +112,6 @@ def report(folder: Path) -> None:
                 [_curve(name, m) for name, m in models.items()],
             ),
         ],
-        footer=[f"seed {metrics['seed']}" + (", quick" if metrics["quick"] else "")],
+        footer=footer(metrics),
     )
-    write_atomic(folder / REPORT, page.render(whole))
+    write(folder, whole)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eadem.recipes import Claim
-from eadem.recipes._run import METRICS, REPORT, write_atomic
+from eadem.recipes._page import claims, footer, measured, write
 from eadem.report import chart, numbers, page, terminal
 from eadem.report.images import filters
 
@@ -60,7 +58,7 @@ def _rows(models: Mapping[str, At]) -> list[list[str]]:
 
 def table(folder: Path) -> Any:
     """The accuracies of a finished run as a terminal table."""
-    models = json.loads((folder / METRICS).read_text(encoding="utf-8"))["models"]
+    models = measured(folder)["models"]
     return terminal.grid("Accuracy on rotated digits", _columns(models), _rows(models))
 
 
@@ -92,7 +90,7 @@ def _errors(models: Mapping[str, At]) -> list[list[str]]:
 
 def report(folder: Path) -> None:
     """Write the page of a finished run from its metrics.json."""
-    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    metrics = measured(folder)
     models = metrics["models"]
     least = next(iter(models["p4"]))
     gained = _mean(_accuracy(models["p4"], least)) - _mean(_accuracy(models["plain"], least))
@@ -125,11 +123,7 @@ def report(folder: Path) -> None:
             ),
         ],
         sections=[
-            page.Section(
-                "claim",
-                "The claim",
-                blocks=[page.claims_table([Claim(**c) for c in metrics["claims"]])],
-            ),
+            claims(metrics),
             page.Section(
                 "data",
                 "Digits and kernels",
@@ -162,6 +156,6 @@ def report(folder: Path) -> None:
                 ],
             ),
         ],
-        footer=[f"seed {metrics['seed']}" + (", quick" if metrics["quick"] else "")],
+        footer=footer(metrics),
     )
-    write_atomic(folder / REPORT, page.render(whole))
+    write(folder, whole)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eadem.recipes import Claim
-from eadem.recipes._run import METRICS, REPORT, write_atomic
+from eadem.recipes._page import claims, footer, measured, write
 from eadem.report import chart, numbers, page
 from eadem.report.images import filters
 
@@ -60,9 +58,8 @@ def _windows(values: Any, columns: int, caption: str, width: int) -> str:
 
 def report(folder: Path) -> None:
     """Write the page of a finished run from its metrics.json."""
-    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    claims = [Claim(**c) for c in metrics["claims"]]
-    found, real, drawn = claims[0].measured, metrics["digits"], metrics["filters"]
+    metrics = measured(folder)
+    found, real, drawn = metrics["claims"][0]["measured"], metrics["digits"], metrics["filters"]
     worth, positions = real["worth"], metrics["data"]["positions"]
     tests = [
         [
@@ -88,7 +85,7 @@ def report(folder: Path) -> None:
             ("25 → 19,600", "free values → sites"),
         ],
         sections=[
-            page.Section("claim", "The claim", blocks=[page.claims_table(claims)]),
+            claims(metrics),
             page.Section(
                 "curve",
                 "The error of the filter, by images",
@@ -151,6 +148,6 @@ def report(folder: Path) -> None:
                 ],
             ),
         ],
-        footer=[f"seed {metrics['seed']}" + (", quick" if metrics["quick"] else "")],
+        footer=footer(metrics),
     )
-    write_atomic(folder / REPORT, page.render(whole))
+    write(folder, whole)

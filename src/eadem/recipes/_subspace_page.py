@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -11,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from eadem.recipes import Claim
-from eadem.recipes._run import METRICS, REPORT, write_atomic
+from eadem.recipes._page import claims, footer, measured, write
 from eadem.report import chart, numbers, page, terminal
 from eadem.report.bars import Bar, Bars, Group, bars
 from eadem.report.images import filters
@@ -50,7 +48,7 @@ def _rows(splits: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def table(folder: Path) -> Any:
     """The errors of a finished run as a terminal table."""
-    splits = json.loads((folder / METRICS).read_text(encoding="utf-8"))["splits"]
+    splits = measured(folder)["splits"]
     columns, rows = _rows(splits)
     return terminal.grid("Mean squared error by observations", columns, rows, range(2, 9))
 
@@ -198,7 +196,7 @@ def _digits(digits: Mapping[str, Any]) -> list[str]:
 
 def report(folder: Path) -> None:
     """Write the page of a finished run from its metrics.json."""
-    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    metrics = measured(folder)
     splits = metrics["splits"]
     equal = splits["equal"]
     least = next(iter(equal["tie"]))
@@ -226,11 +224,7 @@ def report(folder: Path) -> None:
             (f"{error['least squares']:.2f}", "least squares"),
         ],
         sections=[
-            page.Section(
-                "claim",
-                "The claim",
-                blocks=[page.claims_table([Claim(**c) for c in metrics["claims"]])],
-            ),
+            claims(metrics),
             page.Section(
                 "geometry",
                 "The geometry",
@@ -279,6 +273,6 @@ def report(folder: Path) -> None:
                 _digits(metrics["digits"]),
             ),
         ],
-        footer=[f"seed {metrics['seed']}" + (", quick" if metrics["quick"] else "")],
+        footer=footer(metrics),
     )
-    write_atomic(folder / REPORT, page.render(whole))
+    write(folder, whole)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eadem.recipes import METRICS, REPORT, Claim
-from eadem.recipes._run import write_atomic
+from eadem.recipes._page import claims, footer, measured, write
 from eadem.report import chart, heat, images, numbers, page, terminal
 
 __all__ = ["report", "table"]
@@ -95,11 +93,11 @@ def _pvalues(drawn: Sequence[Any], verdicts: Sequence[Any]) -> str:
 
 def report(folder: Path) -> None:
     """Write the page of a finished run from its metrics.json."""
-    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    metrics = measured(folder)
     splits, drawn = metrics["splits"], metrics["drawn"]
     verdicts = splits[0]["verdicts"]
     (claim,) = metrics["claims"]
-    measured = claim["measured"]
+    came = claim["measured"]
     ink = images.filters(
         np.asarray(metrics["mean_digit"])[None], 1, "The mean of the digits learned from", 210
     )
@@ -111,11 +109,11 @@ def report(folder: Path) -> None:
         "the data agree; and where they do not, the tie is relaxed.",
         facts=[
             ("27 → 1,323", "free values → kernels' values"),
-            (f"{measured['rejected']} of {len(verdicts)}", "tiles rejected at 1 % after Holm"),
-            (numbers.percent(measured["false"]), "rejected at 5 % where the tie is true"),
+            (f"{came['rejected']} of {len(verdicts)}", "tiles rejected at 1 % after Holm"),
+            (numbers.percent(came["false"]), "rejected at 5 % where the tie is true"),
         ],
         sections=[
-            page.Section("claim", "The claim", blocks=[page.claims_table([Claim(**claim)])]),
+            claims(metrics),
             page.Section(
                 "map",
                 "Where sharing fails",
@@ -141,6 +139,6 @@ def report(folder: Path) -> None:
                 [page.table(_COLUMNS, _rows(splits), numeric=(1, 2, 3, 4))],
             ),
         ],
-        footer=[f"seed {metrics['seed']}" + (", quick" if metrics["quick"] else "")],
+        footer=footer(metrics),
     )
-    write_atomic(folder / REPORT, page.render(whole))
+    write(folder, whole)

@@ -23,7 +23,6 @@ on). Expected run time: 4 minutes, 15 s when quick.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -35,8 +34,8 @@ from torch import Tensor, nn
 
 import eadem
 from eadem.evidence import Shifts, certify
-from eadem.recipes import METRICS, REPORT, Claim, Context
-from eadem.recipes._run import write_atomic
+from eadem.recipes import Context
+from eadem.recipes._page import claims, footer, measured, write
 from eadem.recipes._training import one_thread_count, seeded
 from eadem.report import chart, numbers, page, terminal
 from eadem.report.logo import logo
@@ -297,7 +296,7 @@ def _curves(aucs: Mapping[str, Mapping[str, list[float]]]) -> str:
 
 def report(folder: Path) -> None:
     """Write the page of a finished run from its metrics.json."""
-    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    metrics = measured(folder)
     aucs, counts = metrics["auc"], metrics["counts"]
     least, *_, largest = aucs["tied"]
     untied = _mean(aucs["plain"][least])
@@ -329,11 +328,7 @@ def report(folder: Path) -> None:
             )
         ],
         sections=[
-            page.Section(
-                "claim",
-                "The claim",
-                blocks=[page.claims_table([Claim(**c) for c in metrics["claims"]])],
-            ),
+            claims(metrics),
             page.Section(
                 "filter",
                 "What was learned",
@@ -356,6 +351,6 @@ def report(folder: Path) -> None:
                 [page.table(["network", "shifts", "other strand"], certified, numeric=(1, 2))],
             ),
         ],
-        footer=[f"seed {metrics['seed']}" + (", quick" if metrics["quick"] else "")],
+        footer=footer(metrics),
     )
-    write_atomic(folder / REPORT, page.render(whole))
+    write(folder, whole)

@@ -20,7 +20,6 @@ disturbance shifted, so that its middle is three samples before the window's.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,8 +32,8 @@ from torch import Tensor, nn
 import eadem
 from eadem.bind import free_vector, resolved, set_free_vector
 from eadem.evidence import ScoreResult, score_statistic
-from eadem.recipes import METRICS, REPORT, Claim, Context
-from eadem.recipes._run import write_atomic
+from eadem.recipes import Context
+from eadem.recipes._page import claims, footer, measured, write
 from eadem.recipes._training import one_thread_count
 from eadem.report import chart, numbers, page, terminal
 from eadem.solvers import least_squares
@@ -255,8 +254,7 @@ def _lines(label: str, y_label: str, curves: Mapping[str, list[float]], start: i
 
 def report(folder: Path) -> None:
     """Write the page of a finished run from its metrics.json."""
-    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    claims = [Claim(**c) for c in metrics["claims"]]
+    metrics = measured(folder)
     middle, gains, tests = -(TAPS // 2), metrics["gain_db"], metrics["tests"]
     taps = {name: metrics["taps"][key] for key, name in NAMES.items()}
     record = [
@@ -283,7 +281,7 @@ def report(folder: Path) -> None:
             (numbers.significant(max(metrics["heard"]["palindrome"])), "heard of odd windows"),
         ],
         sections=[
-            page.Section("claim", "The claim", blocks=[page.claims_table(claims)]),
+            claims(metrics),
             page.Section(
                 "signal",
                 "The signal",
@@ -316,9 +314,9 @@ def report(folder: Path) -> None:
                 [page.table(["disturbance", "statistic", "p"], shown)],
             ),
         ],
-        footer=[f"seed {metrics['seed']}" + (", quick" if metrics["quick"] else "")],
+        footer=footer(metrics),
     )
-    write_atomic(folder / REPORT, page.render(whole))
+    write(folder, whole)
 
 
 def _p(p: float) -> str:
