@@ -335,8 +335,10 @@ def _picked(index: Index, theta: Shape, site: Shape) -> Callable[[Tensor], Tenso
 
     def gather(p: Tensor) -> Tensor:
         at = source.master if p.is_cpu else source.on(p.device)
-        return p.index_select(0, at).view(site)
+        found = p.index_select(0, at)
+        return found if flat else found.view(site)
 
+    flat = len(site) == 1
     return gather
 
 

@@ -299,7 +299,7 @@ def report(folder: Path) -> None:
     """Write the page of a finished run from its metrics.json."""
     metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     aucs, counts = metrics["auc"], metrics["counts"]
-    least, largest = list(aucs["tied"])[0], list(aucs["tied"])[-1]  # noqa: RUF015
+    least, *_, largest = aucs["tied"]
     untied = _mean(aucs["plain"][least])
     caption = (
         f"The tied network's strongest filter, learned from {largest} windows: the bases under "
