@@ -103,7 +103,7 @@ def minimise(problem: Problem, settings: Settings) -> Found:
     start = problem.first
     scale = torch.zeros(problem.phi.free, dtype=torch.float64)
     state = _State(start, settings.damping, scale, history=[start.cost])
-    offset, length = float("nan"), 0.0
+    offset, length, left = float("nan"), 0.0, 0.0
     arrow, jacobians = problem.linearize(start)
     held = torch.zeros_like(scale, dtype=torch.bool)
     kind, message = "unfinished", f"stopped after {settings.max_iterations} iterations"
@@ -135,16 +135,15 @@ def minimise(problem: Problem, settings: Settings) -> Found:
         trial, why = _advance(problem, settings, state, arrow, jacobians, unit, held)
         if trial is None:
             kind, message = _stopped(why, left, state.point.cost)
-            if kind == "converged":
-                better = _polished(problem, settings, state.point, faint.step, left)
-                if better is not state.point:
-                    state.point = better
-                    arrow, jacobians = problem.linearize(better)
             break
         length = float((unit * (trial.theta - state.point.theta)).norm())
         state.point = trial
         state.history.append(trial.cost)
         arrow, jacobians = problem.linearize(trial)
+    if kind == "converged" and state.point.cost > 0:
+        at = _At(state.point, arrow, jacobians, faint.step, left)
+        at = _polished(problem, settings, at, 1 if offset <= settings.tolerance else 5)
+        state.point, arrow, jacobians = at.point, at.arrow, at.jacobians
     return Found(state.point, arrow, jacobians, held, kind, message, tuple(state.history))
 
 
@@ -208,24 +207,33 @@ def _advance(
         state.damping, state.growth = state.damping * state.growth, state.growth * 2.0
 
 
-def _polished(
-    problem: Problem, settings: Settings, point: Point, step: Tensor, left: float
-) -> Point:
+@dataclass(frozen=True, eq=False)
+class _At:
+    """A point, its linearization, the Gauss–Newton step from it and what that would take off."""
+
+    point: Point
+    arrow: Arrow
+    jacobians: list[Tensor]
+    step: Tensor
+    left: float
+
+
+def _polished(problem: Problem, settings: Settings, at: _At, steps: int) -> _At:
     """Where χ² cannot tell points apart, its gradient still can: Gauss–Newton steps for as
     long as each leaves less than a tenth of what was left, and χ² the same.
     """
-    for _ in range(5):
-        trial = problem.at(_inside(point.theta + step, settings))
-        if trial.bad is not None or trial.cost > point.cost * (1 + 1e-12):
+    for _ in range(steps):
+        trial = problem.at(_inside(at.point.theta + at.step, settings))
+        if trial.bad is not None or trial.cost > at.point.cost * (1 + 1e-12):
             break
-        arrow, _ = problem.linearize(trial)
+        arrow, jacobians = problem.linearize(trial)
         held = _held(trial.theta, arrow.gradient, settings)
         norms = arrow.norms
         faint = arrow.factor(FAINT * torch.where(norms > 0, norms, 1.0), held)
-        if not faint.decrease < 0.1 * left:
+        if not faint.decrease < 0.1 * at.left:
             break
-        point, step, left = trial, faint.step, faint.decrease
-    return point
+        at = _At(trial, arrow, jacobians, faint.step, faint.decrease)
+    return at
 
 
 def _bend(
