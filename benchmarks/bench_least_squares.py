@@ -5,9 +5,9 @@ every fit starts from the same values and ends at the same χ² (checked). lmfit
 constraint as `expr`, and scipy an analytic Jacobian written by hand; both with their default
 settings and dense. Eadem's time is that of `eadem.least_squares` on a model that is built and
 tied; building and tying is a row of its own. The row "growth" is the exponent of its time over
-N. NIST's problems: how many of 27, from each start, do not agree to six certified digits (Lanczos1's standard deviations excepted, whose residuals are
-rounding noise); lmfit and scipy with tolerances at their tightest and the analytic Jacobian by
-torch.
+N. NIST's problems: how many of 27, from each start, do not agree to six certified digits
+(Lanczos1's standard deviations excepted, whose residuals are rounding noise): MINPACK in scipy
+with the Jacobian by torch, lmfit with its finite differences; tolerances at their tightest.
 
 `python benchmarks/bench_least_squares.py [nist]` prints the table, or the counts, alone.
 """

@@ -179,7 +179,7 @@ def test_the_score_test_is_that_of_dense_algebra():
     with torch.no_grad():
         model.d0.height.add_(1.0)  # the test is of the fit, not of the model as it is now
     assert fit.score_test().statistic == pytest.approx(found.statistic, rel=1e-9)
-    assert float(model.d0.height) == pytest.approx(float(before[0]) + 1.0)
+    assert model.d0.height.item() == pytest.approx(float(before[0]) + 1.0)
 
 
 def test_the_sandwich_counts_residuals_in_the_order_of_the_joint():

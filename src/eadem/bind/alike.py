@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from eadem.bind.access import base_class
 from eadem.bind.function import _Call
-from eadem.bind.group import LINKS, MARK, ORDER
 from eadem.bind.names import Sites
 from eadem.bind.untie import untie
 
@@ -120,7 +119,7 @@ def _held(module: nn.Module) -> Iterator[tuple[str, str, Any]]:
     for name, value in module._buffers.items():
         yield "buffer", name, value
     for name, value in module.__dict__.items():
-        if name not in _OWN and name not in (LINKS, MARK, ORDER):
+        if name not in _OWN and not name.startswith("_eadem_"):
             yield "attribute", name, value
 
 

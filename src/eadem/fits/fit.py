@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from eadem.bind import Tie, free_vector, set_free_vector, site_coordinates
 from eadem.errors import TooLarge
-from eadem.evidence import ScoreTest, score_test
+from eadem.evidence._iterative import EXACT
+from eadem.evidence._score_test import Exact, ScoreTest, score_test, verdict
 from eadem.fits._rank import Weak, combination, weak_directions
 from eadem.fits._setup import Setup, free_names
 from eadem.fits.profile import Interval, profile
 from eadem.fits.report import Report, report
+from eadem.joint import Joint
 from eadem.maps.base import DENSE_LIMIT
 from eadem.solvers.arrow import Arrow, Factor, Part
 from eadem.solvers.levenberg import Found, Settings
@@ -165,7 +167,9 @@ class Fit:
 
     @property
     def residuals(self) -> dict[str, Tensor]:
-        """The weighted residuals of every block, flat; a module alone is called ""."""
+        """The weighted residuals of every block, flat, by name; those of a module that is no
+        Joint are called "".
+        """
         found = {}
         for piece, every in zip(
             self._made.problem.pieces, self._found.point.residuals, strict=True
@@ -317,6 +321,11 @@ class Fit:
         """
         variance = 1.0 if self.absolute_sigma else self.reduced_chi2
         with self._at_fit():
+            if self._made.arrays.sites <= EXACT:
+                j, r = self._sites()
+                scores = -(j * r.unsqueeze(1)) / variance
+                work = Exact(self.model, scores, j.T @ j / variance, "expected")
+                return verdict(self.model, work, len(r), release, cluster)
             return score_test(
                 self.model,
                 lambda model, _: -0.5 * model.residual().reshape(-1).square() / variance,
@@ -325,6 +334,27 @@ class Fit:
                 cluster,
                 information=lambda model, _: model.residual() / variance**0.5,
             )
+
+    def _sites(self) -> tuple[Tensor, Tensor]:
+        """J_W (size, sites) and r, in the order of `Joint.residual()`."""
+        problem = self._made.problem
+        rows: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        each = zip(
+            problem.pieces,
+            problem.site_jacobians(self._found.point),
+            self._found.point.residuals,
+            strict=True,
+        )
+        for p, jacobian, r in each:
+            for i, at in enumerate(p.sites):
+                rows[p.name(i)] = (at, jacobian[i], r[i])
+        order = list(self.model) if isinstance(self.model, Joint) else list(rows)
+        wide = []
+        for name in order:
+            at, jacobian, r = rows[name]
+            spread = jacobian.new_zeros(len(r), self._made.arrays.sites)
+            wide.append(spread.index_add_(1, at, jacobian))
+        return torch.cat(wide), torch.cat([rows[name][2] for name in order])
 
     def profile(self, site: str, level: float = 0.95) -> Interval:
         """The profile-likelihood interval of one value: `eadem.fits.profile`."""

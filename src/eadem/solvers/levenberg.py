@@ -209,7 +209,7 @@ def _advance(
 
 @dataclass(frozen=True, eq=False)
 class _At:
-    """A point, its linearization, the Gauss–Newton step from it and what that would take off."""
+    """A point, its linearization, the Gauss–Newton step and what that would take off."""
 
     point: Point
     arrow: Arrow
