@@ -67,19 +67,28 @@ def _least(arrow: Arrow, unit: Tensor, live: Tensor, out: Tensor) -> tuple[Tenso
         spread = torch.zeros(arrow.n, n, dtype=torch.float64)
         spread[live] = vectors.mT / unit[live].unsqueeze(1)
         return spread, values / values[0]
-    # subspace iteration with the inverse: the least singular values dominate
+    few = FEW
+    while True:
+        directions, values = _inverse_iteration(arrow, unit, out, few)
+        if float(values.max()) > SINGULAR or few >= n:
+            return directions, values
+        few = min(8 * few, n)
+
+
+def _inverse_iteration(
+    arrow: Arrow, unit: Tensor, out: Tensor, few: int
+) -> tuple[Tensor, Tensor]:
+    """The `few` least singular values by subspace iteration with the inverse of JᵀJ."""
     factor = arrow.factor(1e-13 * unit, out)
-    basis = torch.randn(
-        arrow.n, FEW, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(arrow.n, few, dtype=torch.float64, generator=generator)
     basis[out] = 0.0
     for _ in range(12):
         basis = torch.linalg.qr(unit.unsqueeze(1) * factor.solve(unit.unsqueeze(1) * basis)).Q
     spread = basis / unit.unsqueeze(1)
-    images = torch.stack([arrow.image(spread[:, i]) for i in range(FEW)], 1)
+    images = torch.stack([arrow.image(spread[:, i]) for i in range(few)], 1)
     _, values, mixed = torch.linalg.svd(images, full_matrices=False)
-    largest = max(1.0, float(values[0]))
-    return spread @ mixed.mT, values / largest
+    return spread @ mixed.mT, values / max(1.0, float(values[0]))
 
 
 def combination(direction: Tensor, names: Sequence[str], norms: Tensor) -> str:

@@ -28,8 +28,9 @@ FAINT = 1e-10
 FADE = 0.5
 #: A lowering of the cost below this share of it is lost in float64.
 LOST = 4e-16
-#: Damping below which a step that came out as foretold is followed by one without a bend.
-STRAIGHT = 1e-3
+#: Offset below which a step that came out as foretold is followed by one without a bend, and
+#: what the damping then shrinks by.
+NEAR, EASE = 0.2, 1e-2
 #: Largest bend of a step in units of its length.
 BEND = 0.75
 
@@ -95,6 +96,7 @@ class _State:
     scale: Tensor
     growth: float = 2.0
     gain: float = 0.0
+    near: bool = False
     history: list[float] = field(default_factory=list)
 
 
@@ -129,6 +131,7 @@ def minimise(problem: Problem, settings: Settings) -> Found:
                     problem.evaluations,
                 )
             )
+        state.near = offset < NEAR
         if offset <= settings.tolerance:
             kind, message = "converged", "the residual is orthogonal to the tangent space"
             break
@@ -140,9 +143,9 @@ def minimise(problem: Problem, settings: Settings) -> Found:
         state.point = trial
         state.history.append(trial.cost)
         arrow, jacobians = problem.linearize(trial)
-    if kind == "converged" and state.point.cost > 0:
+    if kind == "converged" and state.point.cost > 0 and offset > settings.tolerance:
         at = _At(state.point, arrow, jacobians, faint.step, left)
-        at = _polished(problem, settings, at, 1 if offset <= settings.tolerance else 5)
+        at = _polished(problem, settings, at)
         state.point, arrow, jacobians = at.point, at.arrow, at.jacobians
     return Found(state.point, arrow, jacobians, held, kind, message, tuple(state.history))
 
@@ -173,7 +176,7 @@ def _advance(
     while True:
         factor = arrow.factor(state.damping**0.5 * unit, held)
         v = factor.step
-        straight = state.damping < STRAIGHT and abs(state.gain - 1) < 0.1
+        straight = state.near and abs(state.gain - 1) < 0.1
         bend = None
         if settings.accelerate and not straight:
             bend = _bend(problem, state.point, jacobians, factor, v, held)
@@ -194,6 +197,8 @@ def _advance(
             gain = (cost - trial.cost) / max(promised, 1e-300)
             if trial.bad is None and trial.cost < cost:
                 shrink = max(1 / 3, 1 - (2 * min(gain, 1.0) - 1) ** 3)
+                if state.near and abs(gain - 1) < 0.1:
+                    shrink = EASE
                 state.damping = max(state.damping * shrink, 1e-20)
                 state.growth, state.gain = 2.0, gain
                 return trial, ""
@@ -218,11 +223,11 @@ class _At:
     left: float
 
 
-def _polished(problem: Problem, settings: Settings, at: _At, steps: int) -> _At:
+def _polished(problem: Problem, settings: Settings, at: _At) -> _At:
     """Where χ² cannot tell points apart, its gradient still can: Gauss–Newton steps for as
     long as each leaves less than a tenth of what was left, and χ² the same.
     """
-    for _ in range(steps):
+    for _ in range(5):
         trial = problem.at(_inside(at.point.theta + at.step, settings))
         if trial.bad is not None or trial.cost > at.point.cost * (1 + 1e-12):
             break
@@ -266,8 +271,9 @@ def _stopped(why: str, left: float, cost: float) -> tuple[str, str]:
         return "converged", "no step lowers χ² further in float64"
     if why in ("", "still"):
         return "stalled", (
-            "stalled: no step lowers χ², though its gradient is not zero; the residual is not "
-            "smooth here, or its derivative is not that of its value"
+            "stalled: no step lowers χ², though its gradient is not zero; χ² is the rounding "
+            "noise of the residual, or the residual is not smooth here, or its derivative is "
+            "not that of its value"
         )
     return "not finite", f"the residual is not finite wherever the next step leads: {why}"
 
