@@ -11,7 +11,9 @@ GUIDE = Path(__file__).resolve().parents[1] / "docs" / "guide"
 SPEAKS = re.compile(r"print\(.*\)  # (.+)")
 
 
-@pytest.mark.parametrize("page", ["ties.md", "lifecycle.md", "symmetry.md", "evidence.md"])
+@pytest.mark.parametrize(
+    "page", ["ties.md", "lifecycle.md", "symmetry.md", "evidence.md", "fits.md"]
+)
 def test_examples(
     page: str,
     tmp_path: Path,

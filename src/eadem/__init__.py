@@ -52,8 +52,11 @@ if _TYPE_CHECKING:
     from .evidence.nested import compare as compare
     from .evidence.nested import likelihood_ratio_test as likelihood_ratio_test
     from .evidence.nested import wald_test as wald_test
+    from .fits import Fit as Fit
+    from .fits import least_squares as least_squares
     from .groups import Equivariant as Equivariant
     from .groups import Orbit as Orbit
+    from .joint import Joint as Joint
     from .maps import Affine as Affine
     from .maps import Bounded as Bounded
     from .maps import Fixed as Fixed
@@ -106,6 +109,11 @@ _HOME = {
         "twin",
         "untie",
     ),
+    "fits": (
+        "Fit",
+        "least_squares",
+    ),
+    "joint": ("Joint",),
     "groups": (
         "Equivariant",
         "Orbit",
@@ -162,7 +170,9 @@ _ROOMS = (
     "bind",
     "errors",
     "evidence",
+    "fits",
     "groups",
+    "joint",
     "maps",
     "nn",
     "recipes",

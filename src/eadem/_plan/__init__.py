@@ -1,5 +1,6 @@
 """Sites, declarations, and the plan that all declarations of a model resolve to."""
 
+from .arrays import PlanArrays as PlanArrays
 from .classify import BoundMaps as BoundMaps
 from .classify import bind_maps as bind_maps
 from .classify import same_map as same_map

@@ -1,5 +1,7 @@
 """Ties on an nn.Module. The only room that opens one."""
 
+from .alike import Alike as Alike
+from .alike import alike as alike
 from .expanded import expanded as expanded
 from .fill import fill as fill
 from .fill import loads_by_itself as loads_by_itself

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from eadem.bind import ties
+from eadem.bind import resolved, ties
 from eadem.evidence._boundary import boundary_notes
 from eadem.evidence._clusters import ClusterRow, cluster_ids, robust_test, sensitivity
 from eadem.evidence._iterative import EXACT, KEPT, ROWS, Iterative
@@ -17,7 +17,7 @@ from eadem.evidence._release import Release, directions, trained
 from eadem.evidence.score import NullFit, Projection, ScoreResult
 from eadem.maps.base import LinearMap
 
-__all__ = ["ScoreTest", "Table", "TableRow", "score_test"]
+__all__ = ["Exact", "ScoreTest", "Table", "TableRow", "Work", "score_test", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -146,14 +146,27 @@ def score_test(
     tensor([-10.,  10.], dtype=torch.float64)
     """
     at = Likelihood(model, log_density, data)
-    ids = cluster_ids(cluster, at.n)
     p = at.values.numel()
     by_rows = information != "observed" and p <= ROWS and at.n * p <= KEPT
-    work: _Work
+    work: Work
     if p <= EXACT or by_rows:
-        work = _Exact(model, at, information)
+        scores = at.scores()
+        kind = information if isinstance(information, str) else "expected"
+        work = Exact(model, scores, at.information(information, scores), kind)
     else:
         work = Iterative(model, at, information)
+    return verdict(model, work, at.n, release, cluster)
+
+
+def verdict(
+    model: nn.Module,
+    work: Work,
+    n: int,
+    release: Release,
+    cluster: int | Sequence[int] | Tensor | None,
+) -> ScoreTest:
+    """The score test from its pieces, for `n` observations; arguments as in `score_test`."""
+    ids = cluster_ids(cluster, n)
 
     def rows() -> tuple[TableRow, ...]:
         asked: list[tuple[str, str, Release]] = [("joint", "", release)]
@@ -165,24 +178,21 @@ def score_test(
             for label, name, what in asked
         )
 
-    def test(release: Release) -> ScoreTest:
-        found = work.project(directions(model, release))
-        notes = [*found.notes, *work.notes]
-        along = work.along(found)
-        result = found.result(robust_test(found, along, ids, notes), notes)
-        return ScoreTest(
-            **vars(result),
-            information=work.kind,
-            clusters=sensitivity(along, ids, None if cluster is None else at.n),
-            changes=at.plan.split(result.expected_change.reshape(-1)),
-            _rows=rows,
-            _again=test,
-        )
-
-    return test(release)
+    found = work.project(directions(model, release))
+    notes = [*found.notes, *work.notes]
+    along = work.along(found)
+    result = found.result(robust_test(found, along, ids, notes), notes)
+    return ScoreTest(
+        **vars(result),
+        information=work.kind,
+        clusters=sensitivity(along, ids, None if cluster is None else n),
+        changes=resolved(model).split(result.expected_change.reshape(-1)),
+        _rows=rows,
+        _again=lambda other: verdict(model, work, n, other, cluster),
+    )
 
 
-class _Work(Protocol):
+class Work(Protocol):
     """How the pieces of a score test are computed."""
 
     kind: str
@@ -195,17 +205,19 @@ class _Work(Protocol):
         """(n, df): every observation's score along the projection, or None."""
 
 
-class _Exact:
-    """With the sites' information as a matrix."""
+class Exact:
+    """With the sites' information as a matrix: `scores` (n, sites) of every observation, and
+    `information` (sites, sites).
+    """
 
-    def __init__(self, model: nn.Module, at: Likelihood, information: Information) -> None:
-        self.kind = information if isinstance(information, str) else "expected"
-        self.scores = at.scores()
-        self.gradient = self.scores.sum(0)
-        matrix = at.information(information, self.scores)
+    def __init__(
+        self, model: nn.Module, scores: Tensor, information: Tensor, kind: str
+    ) -> None:
+        self.kind, self.scores = kind, scores
+        self.gradient = scores.sum(0)
         null = trained(model)
-        self.fit = NullFit(null, matrix)
-        self.notes = boundary_notes(model, null, matrix)
+        self.fit = NullFit(null, information)
+        self.notes = boundary_notes(model, null, information)
 
     def project(self, released: LinearMap) -> Projection:
         columns = self.fit.directions(release=released.dense())
@@ -226,7 +238,7 @@ def _listed(sites: Sequence[str]) -> str:
     return ", ".join(sites[:3]) + f", … ({len(sites)} sites)"
 
 
-def _row(kind: str, name: str, found: Projection, work: _Work, ids: Tensor) -> TableRow:
+def _row(kind: str, name: str, found: Projection, work: Work, ids: Tensor) -> TableRow:
     robust = robust_test(found, work.along(found), ids, [])
     change = found.change
     largest = float(change[change.abs().argmax()]) if change.numel() else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["count", "percent", "ratio", "seconds", "significant", "value"]
+__all__ = ["count", "percent", "ratio", "seconds", "significant", "value", "with_error"]
 
 
 def count(n: int) -> str:
@@ -72,6 +72,26 @@ def significant(x: float, digits: int = 3) -> str:
     mantissa, power = f"{size:.{digits - 1}e}".split("e")
     raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"{sign}{mantissa} × 10{raised}"
+
+
+def with_error(x: float, error: float) -> str:
+    """A value with its standard error in units of its last digits, as crystallographers write.
+
+    >>> with_error(8.47843, 0.00032), with_error(1234.5, 210.0), with_error(2.0, 0.0)
+    ('8.47843(32)', '1,230(210)', '2')
+    """
+    if not (math.isfinite(error) and error > 0 and math.isfinite(x)):
+        return f"{x:.9g}".replace("-", "−") if error == 0 else f"{significant(x)}(?)"
+    place = math.floor(math.log10(error)) - 1
+    digits = round(error / 10.0**place)
+    if digits >= 100:
+        place, digits = place + 1, 10
+    if place >= 0:
+        shown = round(x / 10.0**place) * 10**place
+        return f"{shown:,}({digits * 10**place})".replace("-", "−")
+    if place < -12 or abs(x) >= 1e9:
+        return f"{significant(x, 6)}({significant(error, 2)})"
+    return f"{x:,.{-place}f}({digits})".replace("-", "−")
 
 
 def value(x: object) -> str:
