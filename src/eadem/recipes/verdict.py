@@ -26,7 +26,7 @@ number of relaxed tiles at seeds 7 and 8):
   paired difference over 5 splits of the data. (When quick this is shown and decides nothing:
   one split of 400 images is too little to measure it.)
 
-1,500 images (400 when quick). Expected run time: 5 minutes, 20 s when quick.
+1,500 images (400 when quick). Expected run time: 8 minutes, 20 s when quick.
 """
 
 from __future__ import annotations
