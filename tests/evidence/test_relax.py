@@ -272,6 +272,25 @@ def test_untie_keeps_the_values_of_a_relaxed_site():
         assert eadem.ties(model) == []
 
 
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize(
+    "maps",
+    [
+        (LowRank(1), LowRank(1), Same()),
+        (LowRank(1), LowRank(2), LowRank(1)),
+        (LowRank(1) @ Palindrome(), Near(0.5) @ Palindrome(), LowRank(1) @ Palindrome()),
+        (LowRank(1), LowRank(1) @ Transpose(), LowRank(2) @ Scale(-2.0)),
+    ],
+)
+def test_a_site_leaves_a_tie_where_those_that_stay_all_depart(maps, site):
+    model = chain()
+    eadem.tie(model, dict(zip(SITES, maps, strict=True)))
+    before = values(shuffle(model))
+    eadem.untie(model, site)
+    torch.testing.assert_close(values(model), before, rtol=1e-12, atol=1e-12)
+    assert [t.sites for t in eadem.ties(model)] == [tuple(s for s in SITES if s != site)]
+
+
 def test_a_write_at_a_relaxed_site_changes_its_remainder_alone():
     model = chain()
     eadem.tie(model, *SITES)
