@@ -223,6 +223,18 @@ def test_what_was_relaxed_can_be_printed_when_it_is_no_more():
     assert repr(found) == "Relaxed(2.weight = not tied any more)"
 
 
+@pytest.mark.parametrize("site", SITES)
+def test_a_site_tied_again_can_be_relaxed_again(site):
+    model = chain()
+    eadem.tie(model, *SITES)
+    eadem.relax(model, site, 1)
+    eadem.tie(model, *SITES)
+    assert [t.sites for t in eadem.ties(model)] == [SITES]
+    for other in SITES:
+        eadem.relax(model, other, 1).tie()
+    assert eadem.counts(model).free == eadem.counts(model).stored
+
+
 def test_raising_the_rank_keeps_function_and_state():
     model = chain()
     eadem.tie(model, *SITES)
