@@ -198,6 +198,43 @@ def test_state_goes_with_the_shared_values_to_another_site_and_back(through):
     assert len(optimizer.param_groups[0]["params"]) == 4
 
 
+def test_an_optimizer_that_names_its_parameters_names_them_as_the_model_does():
+    model = chain()
+    eadem.tie(model, *SITES)
+    optimizer = torch.optim.AdamW(model.named_parameters())
+    found = eadem.relax(model, "0.weight", 1, optimizer=optimizer)
+    (group,) = optimizer.param_groups
+
+    def said():
+        return dict(zip(group["param_names"], map(id, group["params"]), strict=True))
+
+    assert said() == {n: id(p) for n, p in model.named_parameters()}
+    found.tie(optimizer)
+    assert said() == {n: id(p) for n, p in model.named_parameters()}
+
+
+def test_what_was_relaxed_can_be_printed_when_it_is_no_more():
+    model = chain()
+    eadem.tie(model, *SITES)
+    found = eadem.relax(model, "2.weight", 1)
+    found.tie()
+    assert repr(found) == "Relaxed(2.weight = Same()(θ))"
+    eadem.untie(model)
+    assert repr(found) == "Relaxed(2.weight = not tied any more)"
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_site_tied_again_can_be_relaxed_again(site):
+    model = chain()
+    eadem.tie(model, *SITES)
+    eadem.relax(model, site, 1)
+    eadem.tie(model, *SITES)
+    assert [t.sites for t in eadem.ties(model)] == [SITES]
+    for other in SITES:
+        eadem.relax(model, other, 1).tie()
+    assert eadem.counts(model).free == eadem.counts(model).stored
+
+
 def test_raising_the_rank_keeps_function_and_state():
     model = chain()
     eadem.tie(model, *SITES)
@@ -270,6 +307,25 @@ def test_untie_keeps_the_values_of_a_relaxed_site():
         eadem.untie(model, site)
         assert torch.equal(values(model), before)
         assert eadem.ties(model) == []
+
+
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize(
+    "maps",
+    [
+        (LowRank(1), LowRank(1), Same()),
+        (LowRank(1), LowRank(2), LowRank(1)),
+        (LowRank(1) @ Palindrome(), Near(0.5) @ Palindrome(), LowRank(1) @ Palindrome()),
+        (LowRank(1), LowRank(1) @ Transpose(), LowRank(2) @ Scale(-2.0)),
+    ],
+)
+def test_a_site_leaves_a_tie_where_those_that_stay_all_depart(maps, site):
+    model = chain()
+    eadem.tie(model, dict(zip(SITES, maps, strict=True)))
+    before = values(shuffle(model))
+    eadem.untie(model, site)
+    torch.testing.assert_close(values(model), before, rtol=1e-12, atol=1e-12)
+    assert [t.sites for t in eadem.ties(model)] == [tuple(s for s in SITES if s != site)]
 
 
 def test_a_write_at_a_relaxed_site_changes_its_remainder_alone():
@@ -389,6 +445,18 @@ def test_errors_say_what_to_do():
     tied, loss, batches, *_ = planted(1e3)
     with pytest.raises(EvidenceError, match="no more than noise"):
         eadem.relax(tied, "1.weight", loss=loss, batches=batches)
+    with pytest.raises(EvidenceError, match="one number"):
+        eadem.relax(tied, "1.weight", loss=lambda m, b: m[1].weight, batches=batches)
+    with pytest.raises(EvidenceError, match="not all finite"):
+        eadem.relax(
+            tied, "1.weight", loss=lambda m, b: loss(m, b) * float("nan"), batches=batches
+        )
+    for odd in ("a", None, True, float("nan")):
+        with pytest.raises(TieConflict, match="finite weight"):
+            Near(odd)
+    for odd in (3, LowRank(1), Near(1.0)):
+        with pytest.raises(TieConflict, match="without a remainder"):
+            LowRank(1, shared=odd)
     eadem.relax(model, "2.weight", 1)
     with pytest.raises(TieConflict, match="another tie has a say"):
         eadem.tie(model, "2.weight", "4.weight")

@@ -1,5 +1,6 @@
 """Candidate ties: planted ones are found, unrelated weights are not, chance is what is said."""
 
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -9,7 +10,9 @@ from torch import nn
 
 import eadem
 from eadem import NoSuchSite, Palindrome, Same, Scale, TooLarge, suggest_ties
+from eadem.evidence import EvidenceError
 from eadem.evidence._alike import aligned, by_draws, moments, over_orders
+from eadem.evidence._suggest import Suggestions
 
 
 def mlp(seed, sizes=((12, 10), (10, 12), (12, 10), (10, 12))):
@@ -172,6 +175,50 @@ def test_declarations_apply_together():
     assert all(r < 1e-12 for t in eadem.ties(model) for r in t.residual.values())
 
 
+def near_to_one(kind):
+    torch.manual_seed(2)
+    model = nn.ModuleList([nn.Linear(12, 12, bias=False) for _ in range(3)])
+    with torch.no_grad():
+        for i in (1, 2):
+            moved = {"scaled": (1.5 + i) * model[0].weight, "turned": model[0].weight.T}[kind]
+            model[i].weight.copy_(moved + 0.001 * torch.randn(12, 12))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["scaled", "turned"])
+def test_three_weights_that_are_nearly_one_are_tied_by_their_two_nearest_pairs(kind):
+    model = near_to_one(kind)
+    before = [layer.weight.detach().clone() for layer in model]
+    found = suggest_ties(model)
+    assert len(found.found) == 3
+    assert [t.sites for t in found.tie(model)] == [r.sites for r in found.found[:2]]
+    assert eadem.counts(model).free == 144
+    for layer, w in zip(model, before, strict=True):
+        torch.testing.assert_close(layer.weight.detach(), w, rtol=0, atol=0.02)
+
+
+def test_a_contradiction_leaves_the_model_as_it_was():
+    model = near_to_one("turned")
+    first, second = suggest_ties(model).found[:2]
+    no = replace(second, declaration={first.sites[0]: Same(), "nowhere": Same()})
+    before = [layer.weight.detach().clone() for layer in model]
+    with pytest.raises(NoSuchSite):
+        Suggestions((first, no), 0.05).tie(model)
+    assert eadem.ties(model) == []
+    assert all(torch.equal(x.weight, w) for x, w in zip(model, before, strict=True))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_left_out_and_noted(bad):
+    model = mlp(1)
+    model[2].weight.data.copy_(model[0].weight.data)
+    model[1].weight.data[0, 0] = bad
+    found = suggest_ties(model)
+    assert {"0.weight", "2.weight"} in [set(r.sites) for r in found.found]
+    assert not any("1.weight" in r.sites for r in found.rows)
+    assert "1.weight hold values that are not finite" in str(found)
+
+
 def test_holm_adjusts_for_all_candidates():
     found = suggest_ties(mlp(5))
     by_p = sorted(found.rows, key=lambda r: r.pvalue)
@@ -202,6 +249,13 @@ def test_draws_within_the_null_are_ranked_and_few_arrangements_bound_the_p_value
 def test_errors_say_what_to_do():
     with pytest.raises(NoSuchSite, match="nearest"):
         suggest_ties(mlp(0), "0.wieght")
+    with pytest.raises(NoSuchSite, match="by text"):
+        suggest_ties(mlp(0), 3)
+    for odd in ({"draws": 1}, {"level": float("nan")}, {"level": 2.0}, {"within": {"x": 3}}):
+        with pytest.raises(EvidenceError, match=next(iter(odd))):
+            suggest_ties(mlp(0), **odd)
+    with pytest.raises(EvidenceError, match="meta"):
+        suggest_ties(mlp(0).to("meta"))
     wide = nn.ParameterList([nn.Parameter(torch.randn(2, 2)) for _ in range(210)])
     with pytest.raises(TooLarge, match="name the weights"):
         suggest_ties(wide)

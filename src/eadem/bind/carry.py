@@ -169,15 +169,19 @@ def hand_over(
 ) -> None:
     """Have an optimizer step the parameters that there are now, with the state carried."""
     was = {id(p): n for n, p in change.parameters.items()}
-    now = {id(p) for p in after.values()}
+    called = {id(p): n for n, p in after.items()}
     home: dict[str, Any] | None = None
     for group in optimizer.param_groups:
         mine = [was.get(id(p)) for p in group["params"]]
         if home is None and any(n in change.before.owners for n in mine):
             home = group
-        keep = [i for i, p in enumerate(group["params"]) if id(p) not in was or id(p) in now]
+        keep = [i for i, p in enumerate(group["params"]) if id(p) not in was or id(p) in called]
         if "param_names" in group:
-            group["param_names"] = [group["param_names"][i] for i in keep]
+            said = [
+                called.get(id(p), name) if was.get(id(p)) == name else name
+                for p, name in zip(group["params"], group["param_names"], strict=True)
+            ]
+            group["param_names"] = [said[i] for i in keep]
         group["params"] = [group["params"][i] for i in keep]
     if home is None:
         return

@@ -38,7 +38,8 @@ def tied_again(
     """Declared ties without the departures that new ones take back.
 
     A site that may depart from a tie, and is tied again to another site of it, is where both
-    declarations hold: it departs no more.
+    declarations hold: it departs no more. What is left of its tie is dropped where a new one
+    says it all.
     """
     found = []
     for d, bound in declared:
@@ -54,8 +55,12 @@ def tied_again(
             continue
         stay = [i for i in range(len(d.entries)) if i not in out]
         alone = len(stay) == 1 and isinstance(shared_map(d.entries[stay[0]].map), ViewMap)
-        if stay and not alone:
-            entries = tuple(d.entries[i] for i in stay)
+        entries = tuple(d.entries[i] for i in stay)
+        same = {e.site for e in entries if type(e.map) is Same}
+        said = len(same) == len(entries) and any(
+            same <= {x.site for x in w if type(x.map) is Same} for w in wanted
+        )
+        if stay and not alone and not said:
             fresh = BoundTie([replace(bound.entries[i]) for i in stay])
             found.append((Declaration(entries), fresh))
     return found

@@ -34,7 +34,7 @@ from eadem.bind.ties import Tie
 from eadem.errors import NoSuchSite, TieConflict, nearest
 from eadem.maps.base import LinearMap, Map, Shape, numel, on_cpu
 
-__all__ = ["own_values", "remap", "site_map"]
+__all__ = ["own_values", "remaining", "remap", "site_map"]
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,27 @@ def remap(
     return Tie(model, found.tie)
 
 
+def remaining(
+    group: TieGroup,
+    new: TieGroup,
+    sites: Sites,
+    thetas: dict[str, Tensor],
+    shapes: Mapping[str, Shape],
+) -> dict[str, Tensor]:
+    """The free values of what is left of a group: those that it had, where remainders are in
+    it, for sites that all depart do not say what they share. `thetas` otherwise.
+    """
+    if (
+        without_remainders(new.resolved.owners, new.resolved.expressions, new.resolved.names)
+        is None
+    ):
+        return thetas
+    before = _renamed(group, sites.named(group))
+    mine = {n: v for n, v in thetas.items() if n in new.resolved.names}
+    change = _change(before, new, sites, mine, shapes, None, None, False)
+    return {**thetas, **change.thetas}
+
+
 def _renamed(group: TieGroup, names: Mapping[str, str]) -> Group:
     """What a group has resolved to, by today's names."""
     resolved = group.resolved
@@ -176,7 +197,7 @@ def _change(
     sites: Sites,
     thetas: dict[str, Tensor],
     shapes: Mapping[str, Shape],
-    site: str,
+    site: str | None,
     own: Tensor | None,
     stepped: bool,
 ) -> Change:

@@ -21,6 +21,7 @@ from eadem.bind.attach import attach, values_of
 from eadem.bind.declared import alias_ties, by_name, resolve_ties
 from eadem.bind.group import BoundEntry, BoundTie
 from eadem.bind.names import Sites
+from eadem.bind.remap import remaining
 from eadem.bind.split import refuse_split
 from eadem.errors import NoSuchSite, nearest
 from eadem.maps.base import on_cpu
@@ -80,6 +81,10 @@ def untie(model: nn.Module, *sites: str) -> nn.Module:
         )
     shapes = {n: index.shape(n) for n in found}
     groups, thetas = resolve_ties(index, kept, shapes, values, {}, {})
+    for new in groups:
+        for group in touched:
+            if new.resolved.names and set(new.resolved.names) <= {*index.named(group).values()}:
+                thetas = remaining(group, new, index, thetas, shapes)
     still = {n for g in groups for n in g.places}
     with torch.no_grad():
         for name in index.aliases.values():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eadem.bind import own_values, remap, site_map, site_values, ties
-from eadem.errors import TieConflict
+from eadem.errors import EademError, TieConflict
 from eadem.evidence._spectrum import Spectrum, site_gradients, spectrum
 from eadem.evidence.score import EvidenceError
 from eadem.maps.base import Map
@@ -56,7 +56,11 @@ class Relaxed:
         return away
 
     def __repr__(self) -> str:
-        return f"Relaxed({self.site} = {self.map!r}(θ))"
+        try:
+            said = f"{site_map(self._model, self.site)!r}(θ)"
+        except EademError:
+            said = "not tied any more"
+        return f"Relaxed({self.site} = {said})"
 
 
 def relaxed(model: nn.Module) -> list[Relaxed]:

@@ -66,7 +66,7 @@ def spectrum(
     exact; the probability of any direction at all, where there is none, is at most `level`.
 
     Samples of more axes are matrices with the first one as rows. `most` bounds the rank. Raises
-    EvidenceError for fewer than eight samples.
+    EvidenceError for fewer than eight samples, or values that are not finite.
 
     >>> generator = torch.Generator().manual_seed(0)
     >>> noise = torch.randn(40, 12, 9, generator=generator, dtype=torch.float64)
@@ -78,6 +78,11 @@ def spectrum(
         raise EvidenceError(
             f"samples of shape {tuple(samples.shape)}; the spectrum needs (n, rows, columns) "
             f"with n ≥ {FEWEST} micro-batches: take smaller ones, or more data"
+        )
+    if not bool(torch.isfinite(samples).all()):
+        raise EvidenceError(
+            "the samples are not all finite; look for the micro-batch whose loss is not, or "
+            "whose gradient overflows"
         )
     x = samples.detach().to(torch.float64).cpu().reshape(len(samples), samples.shape[1], -1)
     generator = torch.Generator().manual_seed(seed)
@@ -131,7 +136,13 @@ def site_gradients(
     try:
         for batch in batches:
             with trace(model) as seen:
-                loss(model, batch).backward()
+                value = loss(model, batch)
+                if not isinstance(value, Tensor) or value.numel() != 1:
+                    shape = tuple(getattr(value, "shape", ())) or type(value).__name__
+                    raise EvidenceError(
+                        f"the loss gave {shape}; it must give one number for a micro-batch"
+                    )
+                value.backward()
             away = seen.cancelled()
             if site not in away:
                 raise EvidenceError(

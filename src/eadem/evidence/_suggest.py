@@ -12,7 +12,7 @@ import torch
 from scipy.stats import f as f_law
 from torch import Tensor, nn
 
-from eadem.bind import Start, Tie, match, resolved, site_values, tie
+from eadem.bind import Start, Tie, match, resolved, site_values, tie, undone_on_error
 from eadem.errors import NoSuchSite, ShapeError, TooLarge, nearest
 from eadem.evidence._alike import (
     Chance,
@@ -23,6 +23,7 @@ from eadem.evidence._alike import (
     by_moments,
     moments,
 )
+from eadem.evidence.score import EvidenceError
 from eadem.groups import Cyclic, Orbit
 from eadem.maps import Gather, Palindrome, Same, Scale, Transpose
 from eadem.maps.base import LinearMap, Map, Shape, numel
@@ -100,8 +101,26 @@ class Suggestions:
         return tuple(row.declaration for row in self.found)
 
     def tie(self, model: nn.Module, start: Start = "mean") -> list[Tie]:
-        """Declare all that were found, together. Raises TieConflict where they contradict."""
-        return [row.tie(model, start) for row in self.found]
+        """Declare what was found, together. A pair is left out where nearer ones join its
+        weights already: that their scales agree with a third one only nearly would leave zero.
+
+        Raises TieConflict where they contradict; the model is then as it was.
+        """
+        with undone_on_error(model, values=True):
+            return [row.tie(model, start) for row in self._forest()]
+
+    def _forest(self) -> list[Suggestion]:
+        """What was found without the pairs that nearer ones join."""
+        joined: dict[str, frozenset[str]] = {}
+        kept = []
+        for row in self.found:
+            sets = {joined.get(s, frozenset({s})) for s in row.sites}
+            if len(row.sites) > 1 and len(sets) == 1:
+                continue
+            whole = frozenset[str]().union(*sets)
+            joined.update(dict.fromkeys(whole, whole))
+            kept.append(row)
+        return kept
 
     def __str__(self) -> str:
         shown = self.rows[:20]
@@ -167,6 +186,7 @@ def suggest_ties(
 
     Raises:
         NoSuchSite: a pattern matches no parameter.
+        EvidenceError: a model on the meta device, or `level`, `draws` or `within` out of range.
         TooLarge: more than 20,000 pairs, or alignments of more than 2·10¹¹ steps in all.
 
     >>> _ = torch.manual_seed(0)
@@ -177,7 +197,10 @@ def suggest_ties(
     [('transposed', ('1.weight', '2.weight'))]
     >>> t = found.found[0].tie(model)
     """
+    _refuse_odd(within, level, draws)
     values, apart = _looked_at(model, sites)
+    broken = [n for n, v in values.items() if not bool(torch.isfinite(v).all())]
+    values = {n: v for n, v in values.items() if n not in broken}
     pairs = [
         (a, b)
         for a, b in combinations(values, 2)
@@ -203,11 +226,29 @@ def suggest_ties(
             rows += _inside(name, value, within, draws, generator)
     rows = _holm(rows)
     rows.sort(key=lambda r: (r.residual, r.sites, r.kind))
-    return Suggestions(tuple(rows), level, _notes(values, align))
+    return Suggestions(tuple(rows), level, _notes(values, align, broken))
 
 
-def _notes(values: Mapping[str, Tensor], align: bool) -> tuple[str, ...]:
+def _refuse_odd(within: Mapping[str, Map] | None, level: float, draws: int) -> None:
+    if not 0 < level < 1:
+        raise EvidenceError(f"level={level!r}; it is a probability between 0 and 1, as 0.05")
+    if draws < 2:
+        raise EvidenceError(f"draws={draws!r}; chance needs at least 2, and 99 are usual")
+    if within is not None and not (
+        isinstance(within, Mapping) and all(isinstance(m, Map) for m in within.values())
+    ):
+        raise EvidenceError(
+            f"within={within!r}; it gives maps by name, as within={{'even': Palindrome()}}"
+        )
+
+
+def _notes(values: Mapping[str, Tensor], align: bool, broken: Sequence[str]) -> tuple[str, ...]:
     notes = []
+    if broken:
+        notes.append(
+            f"{', '.join(broken[:4])}{' …' if len(broken) > 4 else ''} hold values that are "
+            "not finite, and were not compared"
+        )
     constant = [n for n, v in values.items() if bool((v == v.reshape(-1)[0]).all())]
     if constant:
         notes.append(
@@ -235,10 +276,14 @@ def _looked_at(model: nn.Module, sites: Sequence[str]) -> tuple[dict[str, Tensor
     if sites:
         names = {}
         for text in sites:
+            if not isinstance(text, str):
+                raise NoSuchSite(f"a site is named by text, not by {text!r}")
             found = match(text, values) if "*" in text else [n for n in values if n == text]
             if not found:
                 raise NoSuchSite(f"no parameter matches {text!r}; {nearest(text, values)}")
             names.update(dict.fromkeys(found))
+    if any(values[n].is_meta for n in names):
+        raise EvidenceError("the model is on the meta device and has no values; load it first")
     held = {
         n: values[n].detach().to(torch.float64).cpu()
         for n in names

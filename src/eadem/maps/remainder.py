@@ -16,6 +16,7 @@ that the site holds itself: a matrix of low rank, or any values under a penalty.
 from __future__ import annotations
 
 import math
+import numbers
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -153,6 +154,13 @@ class Loose(Map):
 
     shared: Map = field(default_factory=Same, kw_only=True)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.shared, Map) or isinstance(self.shared, Loose):
+            raise TieConflict(
+                f"shared={self.shared!r}; it is a map without a remainder, as Transpose()"
+            )
+
     def __repr__(self) -> str:
         said = ", ".join(f"{n}={v!r}" for n, v in self.arguments().items() if n != "shared")
         inner = "" if type(self.shared) is Same else f" @ {self.shared!r}"
@@ -241,7 +249,8 @@ class Near(Loose):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.weight) and self.weight >= 0):
+        number = isinstance(self.weight, numbers.Real) and not isinstance(self.weight, bool)
+        if not (number and math.isfinite(self.weight) and self.weight >= 0):
             raise TieConflict(f"Near needs a finite weight of 0 or more, not {self.weight!r}")
         object.__setattr__(self, "weight", float(self.weight))
 
