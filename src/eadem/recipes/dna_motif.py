@@ -298,7 +298,8 @@ def report(folder: Path) -> None:
     """Write the page of a finished run from its metrics.json."""
     metrics = measured(folder)
     aucs, counts = metrics["auc"], metrics["counts"]
-    least, *_, largest = aucs["tied"]
+    sizes = list(aucs["tied"])
+    least, largest = sizes[0], sizes[-1]
     untied = _mean(aucs["plain"][least])
     caption = (
         f"The tied network's strongest filter, learned from {largest} windows: the bases under "

@@ -31,7 +31,7 @@ def least_squares(
     residual: Callable[[Tensor], Tensor],
     theta: Tensor,
     *,
-    tolerance: float = 1e-8,
+    tolerance: float = 1e-12,
     max_iterations: int = 1000,
     group: ProcessGroup | None = None,
 ) -> Solution:
