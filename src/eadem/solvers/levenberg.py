@@ -31,6 +31,8 @@ LOST = 4e-16
 #: Offset below which a step that came out as foretold is followed by one without a bend, and
 #: what the damping then shrinks by.
 NEAR, EASE = 0.2, 1e-2
+#: Offset below which a fit that χ² cannot lead further is finished by its gradient.
+FINE = 1e-2
 #: Largest bend of a step in units of its length.
 BEND = 0.75
 
@@ -143,7 +145,7 @@ def minimise(problem: Problem, settings: Settings) -> Found:
         state.point = trial
         state.history.append(trial.cost)
         arrow, jacobians = problem.linearize(trial)
-    if kind == "converged" and state.point.cost > 0 and offset > settings.tolerance:
+    if settings.tolerance < offset < FINE and kind in ("converged", "stalled"):
         at = _At(state.point, arrow, jacobians, faint.step, left)
         at = _polished(problem, settings, at)
         state.point, arrow, jacobians = at.point, at.arrow, at.jacobians
@@ -225,11 +227,14 @@ class _At:
 
 def _polished(problem: Problem, settings: Settings, at: _At) -> _At:
     """Where χ² cannot tell points apart, its gradient still can: Gauss–Newton steps for as
-    long as each leaves less than a tenth of what was left, and χ² the same.
+    long as each leaves less than a tenth of what was left, and χ² the same but for what a
+    residual that moves by the length of `left` may do to it.
     """
     for _ in range(5):
         trial = problem.at(_inside(at.point.theta + at.step, settings))
-        if trial.bad is not None or trial.cost > at.point.cost * (1 + 1e-12):
+        cost = at.point.cost
+        noise = 1e-12 * cost + 2 * (cost * at.left) ** 0.5
+        if trial.bad is not None or trial.cost > cost + noise:
             break
         arrow, jacobians = problem.linearize(trial)
         held = _held(trial.theta, arrow.gradient, settings)
