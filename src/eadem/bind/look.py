@@ -178,7 +178,8 @@ def readers(model: nn.Module) -> list[Reader]:
 
 def free_vector(model: nn.Module) -> Tensor:
     """All free values, flat, detached, in the order of `model.parameters()`."""
-    return torch.cat([full(p.detach()).reshape(-1) for p in model.parameters()])
+    parts = [full(p.detach()).reshape(-1) for p in model.parameters()]
+    return torch.cat(parts) if parts else torch.zeros(0)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ the part of them that φᵀ throws away has mean zero. The test of Chen & Qin (A
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from scipy.stats import norm
 from torch import Tensor, nn
 
-from eadem.evidence._clusters import cluster_ids
+from eadem.evidence._clusters import Cluster, cluster_ids
 from eadem.evidence._likelihood import Density, Likelihood
 from eadem.evidence._release import Release, directions, trained
 from eadem.evidence.score import EvidenceError
@@ -90,7 +90,7 @@ def site_mean_test(
     log_density: Density,
     data: Any,
     release: Release = None,
-    cluster: int | Sequence[int] | Tensor | None = None,
+    cluster: Cluster = None,
     *,
     samples: int = 64,
 ) -> dict[str, MeanTest]:

@@ -16,10 +16,10 @@ import torch
 from scipy.stats import f as f_distribution
 from torch import Tensor, nn
 
-from eadem.bind import at_sites, free_vector, resolved, trainable
-from eadem.evidence._clusters import cluster_ids, summed
+from eadem.bind import at_sites, resolved, trainable
+from eadem.evidence._clusters import Cluster, cluster_ids, summed
 from eadem.evidence._likelihood import Density, Information, Likelihood
-from eadem.evidence._release import picked, trained
+from eadem.evidence._release import fitted, picked, trained
 from eadem.evidence.score import (
     NESTED,
     ChiSquare,
@@ -82,7 +82,7 @@ def wald_test(
     untied: nn.Module,
     log_density: Density,
     data: Any,
-    cluster: int | Sequence[int] | Tensor | None = None,
+    cluster: Cluster = None,
     *,
     information: Information = "observed",
 ) -> Wald:
@@ -197,7 +197,7 @@ def _ratio(tied: _Fit, untied: _Fit) -> LikelihoodRatio:
 
 
 def _values(model: nn.Module) -> Tensor:
-    return resolved(model).expand(free_vector(model).to("cpu", torch.float64))
+    return resolved(model).expand(fitted(model))
 
 
 def _nested(tied: nn.Module, untied: nn.Module) -> tuple[LinearMap, LinearMap]:

@@ -23,6 +23,7 @@ __all__ = [
     "Projection",
     "ScoreResult",
     "chi_square",
+    "columns",
     "range_basis",
     "sandwich",
     "score_statistic",
@@ -253,6 +254,19 @@ def _symmetric(value: Tensor, n: int, what: str) -> Tensor:
     return mean
 
 
+def columns(release: Tensor, n: int) -> Tensor:
+    """Released directions (n, q), checked."""
+    if release.ndim != 2 or release.shape[0] != n:
+        raise EvidenceError(
+            f"`release` has shape {tuple(release.shape)}; it needs one row for each of the "
+            f"{n} values at the sites and one column for each direction"
+        )
+    found = release.detach().to("cpu", torch.float64)
+    if not bool(torch.isfinite(found).all()):
+        raise EvidenceError("`release` is not finite; its columns are directions at the sites")
+    return found
+
+
 def range_basis(matrix: Tensor) -> Tensor:
     """An orthonormal basis of range(matrix); its columns may have any lengths."""
     lengths = matrix.norm(dim=0)
@@ -270,13 +284,7 @@ def _released(
     """Orthonormal directions, in scaled sites, that complete range(φ) to the alternative."""
     n = unit.numel()
     if release is not None:
-        columns = release.detach().to(torch.float64).cpu()
-        if columns.ndim != 2 or columns.shape[0] != n:
-            raise EvidenceError(
-                f"`release` has shape {tuple(columns.shape)}; it needs one row for each of the "
-                f"{n} values at the sites and one column for each direction"
-            )
-        wide = range_basis(unit.unsqueeze(1) * columns)
+        wide = range_basis(unit.unsqueeze(1) * columns(release, n))
     elif alternative is not None:
         wide = range_basis(unit.unsqueeze(1) * alternative.dense())
         outside = tied - wide @ (wide.T @ tied)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from eadem.bind import Tie, free_vector, set_free_vector, site_coordinates
 from eadem.errors import TooLarge
+from eadem.evidence._clusters import Cluster
 from eadem.evidence._iterative import EXACT
 from eadem.evidence._score_test import Exact, ScoreTest, score_test, verdict
 from eadem.fits._rank import Weak, combination, weak_directions
@@ -310,7 +311,7 @@ class Fit:
     def score_test(
         self,
         release: str | Sequence[str] | Tie | Tensor | None = None,
-        cluster: int | Sequence[int] | Tensor | None = None,
+        cluster: Cluster = None,
     ) -> ScoreTest:
         """Do the data agree with the ties? `eadem.score_test` at this fit.
 

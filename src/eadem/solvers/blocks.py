@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from eadem.maps.base import LinearMap, Map, numel
+from eadem.solvers._autograd import NO_RULE as _NO_RULE
+from eadem.solvers._autograd import slope
 from eadem.solvers._reduce import pooled, stacked
 from eadem.solvers.arrow import Arrow, Part, triangle
 from eadem.solvers.losses import Loss
@@ -33,8 +35,6 @@ __all__ = ["Batch", "Point", "Problem", "Through", "through"]
 CHUNK = 2**19
 #: Numbers of a Jacobian up to which the transpose of the transposed product is the faster.
 SMALL = 2**21
-#: What torch.func raises where an operation has no batching rule or no forward derivative.
-_NO_RULE = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError)
 
 
 class Through(Protocol):
@@ -350,8 +350,8 @@ def _transposed(p: _Piece, values: Tensor, phi: Tensor) -> Tensor:
         w = values.detach().clone().requires_grad_()
         r = p.map(p.flat, w, size=1)
         u = torch.zeros_like(r).requires_grad_()
-        h = (_pulled(r, w, u).unsqueeze(1) @ phi).squeeze(1)
-        columns = [_slope(h[:, c].sum(), u) for c in range(phi.shape[2])]
+        h = (slope(r, w, u, create=True).unsqueeze(1) @ phi).squeeze(1)
+        columns = [slope(h[:, c].sum(), u, retain=True) for c in range(phi.shape[2])]
     return torch.stack(columns, -1).detach()
 
 
@@ -361,28 +361,11 @@ def _transposed_second(p: _Piece, values: Tensor, first: Tensor, second: Tensor)
         w = values.detach().clone().requires_grad_()
         r = p.map(p.flat, w, size=1)
         u = torch.zeros_like(r).requires_grad_()
-        g = _pulled(r, w, u)
+        g = slope(r, w, u, create=True)
         along = (g * first).sum()
         if along.requires_grad:
-            along = (_slope(along, w, True) * first).sum()
-        return _slope(along + (g * second).sum(), u).detach()
-
-
-def _pulled(r: Tensor, w: Tensor, u: Tensor) -> Tensor:
-    """J_Wᵀu, differentiable in u and w."""
-    if not r.requires_grad:
-        return torch.zeros_like(w)
-    found = torch.autograd.grad(r, w, u, create_graph=True, allow_unused=True)[0]
-    return torch.zeros_like(w) if found is None else found
-
-
-def _slope(value: Tensor, at: Tensor, create: bool = False) -> Tensor:
-    if not value.requires_grad:
-        return torch.zeros_like(at)
-    found = torch.autograd.grad(
-        value, at, retain_graph=True, create_graph=create, allow_unused=True
-    )[0]
-    return torch.zeros_like(at) if found is None else found
+            along = (slope(along, w, create=True) * first).sum()
+        return slope(along + (g * second).sum(), u).detach()
 
 
 def _second(p: _Piece) -> Callable[..., Tensor]:
