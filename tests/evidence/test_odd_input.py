@@ -1,5 +1,6 @@
 """What is odd but legal, and what is refused: empty batches, fixed values, no observation."""
 
+import math
 import pickle
 
 import pytest
@@ -114,3 +115,74 @@ def test_the_free_values_of_a_model_without_parameters_are_none():
     assert eadem.bind.free_vector(nn.ReLU()).shape == (0,)
     with pytest.raises(EvidenceError, match="no values"):
         evidence.example_gradients(nn.ReLU(), density, torch.zeros(3, 2, 2))
+
+
+def spectrum_of(*left, right, n=10):
+    """The spectrum of n equal samples, of rank one."""
+    one = torch.outer(torch.tensor(left), torch.tensor(right)).double()
+    return evidence.spectrum(one.expand(n, *one.shape))
+
+
+@pytest.mark.parametrize("side", [4, 70])
+def test_samples_of_exactly_one_direction_have_rank_one(side):
+    found = spectrum_of(*[1.0] * side, right=[1.0, 2.0] * (side // 2))
+    assert found.rank == 1
+
+
+@pytest.mark.parametrize("side", [4, 70])
+def test_a_mean_whose_rows_sum_to_zero_has_a_spectrum(side):
+    found = spectrum_of(*[1.0, -1.0] * (side // 2), right=[1.0, -1.0] * (side // 2))
+    assert found.rank == 1
+    assert found.values[0] == pytest.approx(side, rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(10, 4, 4), (10, 70, 70), (10, 0, 4), (10, 4, 0)])
+def test_samples_that_are_zero_or_empty_have_rank_zero(shape):
+    assert evidence.spectrum(torch.zeros(shape)).rank == 0
+
+
+@pytest.mark.parametrize("given", [{"level": 2}, {"level": 0.0}, {"flips": 0}, {"most": -1}])
+def test_a_spectrum_says_what_its_level_and_flips_may_be(given):
+    with pytest.raises(EvidenceError, match="between 0 and 1"):
+        evidence.spectrum(torch.ones(10, 2, 2), **given)
+
+
+def test_means_that_are_not_finite_are_refused():
+    with pytest.raises(EvidenceError, match="not all finite"):
+        evidence.mean_test(torch.full((5, 2), torch.nan))
+
+
+def test_a_site_mean_test_needs_no_free_value(seen):
+    model = nn.Module()
+    model.w = nn.Parameter(torch.zeros(2))
+    eadem.tie(model, "w", via=eadem.Fixed(torch.zeros(2)))
+    found = evidence.site_mean_test(
+        model, lambda m, x: -0.5 * (x - m.w).square().sum(1), seen[:, 0]
+    )
+    assert found["joint"].entries == 2
+
+
+def relaxed(*shape, device="cpu", **given):
+    model = nn.ParameterList(
+        [nn.Parameter(torch.zeros(shape, device=device)) for _ in range(2)]
+    )
+    eadem.tie(model, "*")
+    return evidence.relax(model, "1", **given)
+
+
+def test_a_remainder_without_values_or_on_meta_is_taken_back():
+    assert relaxed(3, 0, penalty=1.0).tie() == 0.0
+    assert math.isnan(relaxed(3, 2, rank=1, device="meta").tie())
+
+
+def test_what_relax_is_given_is_checked():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    eadem.tie(model, "*.weight")
+    batches = [torch.randn(3, 4) for _ in range(8)]
+    with pytest.raises(eadem.Unsupported, match="give the optimizer"):
+        evidence.relax(model, "1.weight", 1, optimizer=[3])
+    with pytest.raises(eadem.Unsupported, match="give the optimizer"):
+        evidence.relax(model, "1.weight", 1, optimizer=3)
+    with pytest.raises(EvidenceError, match="no gradient"):
+        evidence.relax(model, "1.weight", loss=lambda m, b: torch.zeros(()), batches=batches)
+    assert evidence.relaxed(model) == []

@@ -51,7 +51,7 @@ def mean_test(samples: Tensor) -> MeanTest:
 
     T = Σ_{i≠j} xᵢᵀxⱼ / n(n−1), over the root of 2/(n(n−1))·tr(Σ²), the trace estimated with
     the two samples left out of the mean (their Section 3). The cost is that of the Gram
-    matrix. Raises EvidenceError for fewer than four samples.
+    matrix. Raises EvidenceError for fewer than four samples, or values that are not finite.
 
     >>> generator = torch.Generator().manual_seed(0)
     >>> noise = torch.randn(40, 1000, generator=generator, dtype=torch.float64)
@@ -61,6 +61,10 @@ def mean_test(samples: Tensor) -> MeanTest:
     if samples.ndim != 2 or len(samples) < 4:
         raise EvidenceError(
             f"samples of shape {tuple(samples.shape)}; the mean test needs (n, p) with n ≥ 4"
+        )
+    if samples.is_meta or not bool(torch.isfinite(samples).all()):
+        raise EvidenceError(
+            "the samples are not all finite; look for the one whose loss or gradient is not"
         )
     x = samples.detach().to(torch.float64)
     return _from_gram((x @ x.T).cpu(), samples.shape[1])
@@ -124,8 +128,9 @@ def site_mean_test(
     >>> site_mean_test(model, log_density, seen)["joint"].pvalue < 1e-6
     True
     """
-    first = next(model.parameters())
-    at = Likelihood(model, log_density, data, first.dtype)
+    first = next(model.parameters(), None)
+    dtype = torch.get_default_dtype() if first is None else first.dtype
+    at = Likelihood(model, log_density, data, dtype)
     ids = cluster_ids(cluster, at.n)
     clusters = int(ids.max()) + 1
     count = min(samples, clusters)
