@@ -11,6 +11,7 @@ import eadem
 from eadem import evidence
 from eadem.errors import EademError
 from eadem.evidence import EvidenceError
+from eadem.groups import Cyclic
 
 
 class Pair(nn.Module):
@@ -186,3 +187,36 @@ def test_what_relax_is_given_is_checked():
     with pytest.raises(EvidenceError, match="no gradient"):
         evidence.relax(model, "1.weight", loss=lambda m, b: torch.zeros(()), batches=batches)
     assert evidence.relaxed(model) == []
+
+
+def test_elements_at_which_nothing_is_compared_have_no_error():
+    x = torch.randn(1, 4, dtype=torch.float64)
+    found = evidence.certify(lambda v: v * torch.arange(4.0), evidence.Shifts(-1, margin=1), x)
+    assert found.tried == 4
+    assert [e for (e,), _ in found.errors] == [
+        0,
+        1,
+        3,
+    ]  # two apart, no inner place meets another
+    assert all(error >= 0 for _, error in found.errors)
+    assert found.compared == (2 + 1 + 0 + 1) / 16
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (lambda x: evidence.certify(nn.ReLU(), 3, x), "group=3; give a group"),
+        (lambda x: evidence.certify(nn.ReLU(), Cyclic(4), x.to("meta")), "meta device"),
+        (lambda x: evidence.certify(lambda v: v > 0, Cyclic(4), x), "truth values"),
+        (lambda x: evidence.certify(nn.ReLU(), Cyclic(4), x, tolerance=-1.0), "0 or more"),
+        (lambda x: evidence.certify(nn.ReLU(), Cyclic(4), x, tolerance=math.nan), "0 or more"),
+        (lambda x: evidence.certify(lambda v: v / 0, Cyclic(4), x), "value at 1 is not finite"),
+        (lambda x: evidence.Shifts(()), "names no axis"),
+        (lambda x: evidence.Shifts(-1, margin=-1), "`margin` is -1"),
+        (lambda x: evidence.Shifts((-2, -1), size=(2, -1)), "`size` is"),
+        (lambda x: evidence.Shifts(-1, stride=0), "`stride` is 0; it is 1 or more"),
+    ],
+)
+def test_a_certificate_says_what_it_cannot_be_made_of(asked, said):
+    with pytest.raises(EvidenceError, match=said):
+        asked(torch.randn(1, 2, 4, 4))
