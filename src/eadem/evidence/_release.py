@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from eadem._plan import Plan
 from eadem.bind import Tie, free_vector, resolved, site_coordinates, trainable, without
 from eadem.evidence.score import EvidenceError, columns
-from eadem.maps.base import LinearMap, numel
+from eadem.maps.base import LinearMap, Map, numel
 from eadem.maps.dense import Dense
 from eadem.maps.index import Indexed
 
@@ -18,6 +18,7 @@ __all__ = [
     "Release",
     "directions",
     "fitted",
+    "linear_at",
     "picked",
     "tied_coordinates",
     "trained",
@@ -26,18 +27,15 @@ __all__ = [
 Release = str | Sequence[str] | Tie | Tensor | None
 
 
-def fitted(model: nn.Module) -> Tensor:
-    """The model's free values, flat, in float64 on the CPU. Raises EvidenceError on meta."""
-    theta = free_vector(model)
-    if theta.is_meta:
-        raise EvidenceError("the model is on the meta device and has no values; load it first")
-    return theta.to("cpu", torch.float64)
+def linear_at(plan: Map, theta: Tensor) -> LinearMap:
+    """A plan, linearized at θ where it is not linear."""
+    return plan if isinstance(plan, LinearMap) else plan.linearize(theta)
 
 
 def trained(model: nn.Module) -> LinearMap:
     """φ at the model's values, from the free values that are trained: frozen ones are fixed."""
-    plan, kept = resolved(model), trainable(model)
-    phi = plan if isinstance(plan, LinearMap) else plan.linearize(fitted(model))
+    theta = free_vector(model).to("cpu", torch.float64)
+    phi, kept = linear_at(resolved(model), theta), trainable(model)
     return phi if bool(kept.all()) else picked(phi, kept)
 
 
@@ -48,6 +46,14 @@ def picked(phi: LinearMap, kept: Tensor) -> LinearMap:
     found = (phi @ some).bind(phi.out_shape)
     assert isinstance(found, LinearMap)
     return found
+
+
+def fitted(model: nn.Module) -> Tensor:
+    """The model's free values, flat, in float64 on the CPU. Raises EvidenceError on meta."""
+    theta = free_vector(model)
+    if theta.is_meta:
+        raise EvidenceError("the model is on the meta device and has no values; load it first")
+    return theta.to("cpu", torch.float64)
 
 
 def units(n: int, where: Tensor) -> LinearMap:

@@ -98,7 +98,9 @@ def spectrum(
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(2, (flips, len(x)), generator=generator, dtype=torch.float64) * 2 - 1
     end = min(x.shape[1:]) if most is None else min(most, *x.shape[1:])
-    values, thresholds, pvalues = [], [], []
+    values: list[float] = []
+    thresholds: list[float] = []
+    pvalues: list[float] = []
     rank = 0
     while rank < end:
         u, s, v = _largest(x.mean(0))

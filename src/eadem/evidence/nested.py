@@ -209,9 +209,10 @@ def _nested(tied: nn.Module, untied: nn.Module) -> tuple[LinearMap, LinearMap]:
             f"the two models do not have the same sites: {sorted(n for n, _ in other)[:4]}; "
             "compare fits of one model under different ties"
         )
-    null, here = trained(tied), _values(tied)
+    here, there = _values(tied), _values(untied)
+    null = trained(tied)
     if isinstance(wider, LinearMap):
-        wide, away = trained(untied), here - _values(untied)
+        wide, away = trained(untied), here - there
     else:
         theta = wider.lift(here)
         wide = picked(wider.linearize(theta), trainable(untied))

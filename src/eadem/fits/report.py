@@ -120,7 +120,7 @@ class Report:
                 b.name,
                 count(b.size),
                 significant(b.chi2, 4),
-                significant(b.chi2 / b.size),
+                significant(b.chi2 / b.size if b.size else math.nan),
                 f"{b.serial:+.2f}",
             )
             for b in self.blocks[:ROWS]
@@ -154,7 +154,8 @@ class Report:
             page.Section(f"part-{i}", title, blocks=[page.table(columns, rows, numeric)])
             for i, (title, columns, rows, numeric) in enumerate(self._tables())
         ]
-        plots = [_plot(name, r) for name, r in list(self.residuals.items())[:PLOTS]]
+        shown = list(self.residuals.items())[:PLOTS]
+        plots = [_plot(name, r) for name, r in shown if r.numel()]
         text = "Weighted residuals in order, (observed − model)/σ."
         if len(self.residuals) > PLOTS:
             text += f" The {PLOTS} blocks of {count(len(self.residuals))} with the largest χ²."

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from eadem.maps.base import LinearMap, Map, numel
 from eadem.solvers._autograd import NO_RULE as _NO_RULE
-from eadem.solvers._autograd import slope
+from eadem.solvers._autograd import slope as _slope
 from eadem.solvers._reduce import pooled, stacked
 from eadem.solvers.arrow import Arrow, Part, triangle
 from eadem.solvers.losses import Loss
@@ -203,8 +203,8 @@ class Problem:
         for piece, r in zip(self.pieces, self.first.residuals, strict=True):
             if r.dtype != torch.float64:
                 raise SolverError(
-                    f"the residual of {piece.name(0)} is {r.dtype}; least squares works in "
-                    "float64: convert the model and its data with .double()"
+                    f"the residual of {piece.name(0) or 'the model'} is {r.dtype}; least "
+                    "squares works in float64: convert the model and its data with .double()"
                 )
         sizes = [r.numel() for r in self.first.residuals]
         #: the number of residuals
@@ -350,8 +350,8 @@ def _transposed(p: _Piece, values: Tensor, phi: Tensor) -> Tensor:
         w = values.detach().clone().requires_grad_()
         r = p.map(p.flat, w, size=1)
         u = torch.zeros_like(r).requires_grad_()
-        h = (slope(r, w, u, create=True).unsqueeze(1) @ phi).squeeze(1)
-        columns = [slope(h[:, c].sum(), u, retain=True) for c in range(phi.shape[2])]
+        h = (_slope(r, w, u, create=True).unsqueeze(1) @ phi).squeeze(1)
+        columns = [_slope(h[:, c].sum(), u, retain=True) for c in range(phi.shape[2])]
     return torch.stack(columns, -1).detach()
 
 
@@ -361,11 +361,11 @@ def _transposed_second(p: _Piece, values: Tensor, first: Tensor, second: Tensor)
         w = values.detach().clone().requires_grad_()
         r = p.map(p.flat, w, size=1)
         u = torch.zeros_like(r).requires_grad_()
-        g = slope(r, w, u, create=True)
+        g = _slope(r, w, u, create=True)
         along = (g * first).sum()
         if along.requires_grad:
-            along = (slope(along, w, create=True) * first).sum()
-        return slope(along + (g * second).sum(), u).detach()
+            along = (_slope(along, w, create=True) * first).sum()
+        return _slope(along + (g * second).sum(), u).detach()
 
 
 def _second(p: _Piece) -> Callable[..., Tensor]:
