@@ -11,6 +11,7 @@ from torch import nn
 
 import eadem
 from eadem import theory
+from eadem.errors import OutOfRange
 from eadem.maps.algebra import stack
 
 
@@ -161,5 +162,5 @@ def test_the_bound_shrinks_and_covers():
     ],
 )
 def test_impossible_numbers_are_refused(call):
-    with pytest.raises(ValueError, match=r"must be|divide|more samples|correlation"):
+    with pytest.raises(OutOfRange, match=r"must be|divide|more samples|correlation"):
         call()

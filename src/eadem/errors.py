@@ -13,6 +13,7 @@ __all__ = [
     "NoSuchSite",
     "NotAParameter",
     "NotARepresentation",
+    "OutOfRange",
     "RecordError",
     "ShapeError",
     "SymmetryBroken",
@@ -70,6 +71,10 @@ class NoEquivariantMap(EademError, ValueError):
 
 class SymmetryBroken(EademError, ValueError):
     """A layer's geometry or non-linearity does not respect the symmetry its weights have."""
+
+
+class OutOfRange(EademError, ValueError):
+    """A number or a choice that is none of those allowed."""
 
 
 class RecordError(EademError, ValueError):

@@ -220,3 +220,26 @@ def test_elements_at_which_nothing_is_compared_have_no_error():
 def test_a_certificate_says_what_it_cannot_be_made_of(asked, said):
     with pytest.raises(EvidenceError, match=said):
         asked(torch.randn(1, 2, 4, 4))
+
+
+def test_the_conflict_of_foreign_gradients_and_models_without_names_are_refused(seen):
+    model = pair()
+    with evidence.trace(model) as trace:
+        density(model, seen.float()).sum().backward()
+    with pytest.raises(EvidenceError, match=r"'c': \(2,\)"):
+        trace.conflict({"c": torch.zeros(2)})
+    with pytest.raises(EvidenceError, match=r"'a': \(3,\)"):
+        trace.conflict({"a": torch.zeros(3)})
+    with pytest.raises(EvidenceError, match="by name"):
+        evidence.compare([model, model], density, seen)
+
+
+def test_a_choice_that_is_unknown_is_an_error_of_eadem():
+    model = Pair()
+    with pytest.raises(eadem.OutOfRange, match="'strict'"):
+        eadem.tie(model, "a", "b", start="median")
+    with pytest.raises(eadem.Unsupported, match="not both"):
+        eadem.tie(model, {"a": eadem.Same()}, "b", via=eadem.Same())
+    with pytest.raises(eadem.Unsupported, match="needs a map"):
+        eadem.tie(model, {"a": eadem.Same(), "b": "same"})
+    assert eadem.ties(model) == []

@@ -296,6 +296,8 @@ def compare(
     >>> [(r.name, r.free, r.aic) for r in found.rows]
     [('tied', 1, 18.0), ('untied', 2, 4.0)]
     """
+    if not isinstance(models, Mapping):
+        raise EvidenceError("`models` are fitted models by name: {'tied': a, 'untied': b}")
     fits = {n: _fitted(m, log_density, data, information) for n, m in models.items()}
     residuals = {}
     if residual is not None:
