@@ -7,6 +7,7 @@ no untied fit. One function serves every model, because it sees only a map and t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ __all__ = [
     "ScoreResult",
     "chi_square",
     "columns",
+    "holm",
     "range_basis",
     "sandwich",
     "score_statistic",
@@ -334,6 +336,21 @@ def _notes(values: Tensor, kept: Tensor, stationarity: float, stray: float) -> l
 def chi_square(statistic: float, df: int) -> ChiSquare:
     """The χ² tail above a statistic; NaN without degrees of freedom."""
     return ChiSquare(statistic, df, float(chi2.sf(statistic, df)) if df else float("nan"))
+
+
+def holm(pvalues: Sequence[float]) -> list[float]:
+    """P-values adjusted for their number: the k-th smallest of m times m − k + 1, and no less
+    than the one before it (S. Holm, Scand. J. Statist. 6, 65, 1979).
+
+    >>> holm([0.01, 0.04, 0.5])
+    [0.03, 0.08, 0.5]
+    """
+    order = sorted(range(len(pvalues)), key=pvalues.__getitem__)
+    found, least = [0.0] * len(pvalues), 0.0
+    for k, i in enumerate(order):
+        least = max(least, min(1.0, (len(pvalues) - k) * pvalues[i]))
+        found[i] = least
+    return found
 
 
 def sandwich(variance: Tensor, z: Tensor, notes: list[str]) -> ChiSquare | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -136,10 +135,7 @@ class Report:
             yield f"note: {note}"
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=110, color_system=None, markup=False)
-        console.print(self)
-        assert isinstance(console.file, io.StringIO)
-        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+        return terminal.plain(self, width=110)
 
     def _repr_html_(self) -> str:
         facts = " · ".join(f"{escape(n)} {escape(f)}" for f, n in self.facts)

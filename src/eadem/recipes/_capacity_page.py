@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from eadem import theory
-from eadem.recipes._page import claims, footer, measured, write
+from eadem.recipes._page import claims, footer, mean, measured, write
 from eadem.report import chart, numbers, page
 from eadem.report.images import filters
 
@@ -33,10 +33,6 @@ def samples_for(capacity: int, bound: float = BOUND) -> int:
         good = theory.generalization_bound(capacity, middle) <= bound
         low, high = (low, middle) if good else (middle, high)
     return high
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _grown(models: Mapping[str, Any]) -> str:
@@ -86,7 +82,7 @@ def _rows(models: Mapping[str, Any]) -> list[list[str]]:
                     numbers.count(m["free"]),
                     numbers.count(m["rank"]),
                     numbers.count(2 * m["rank"]),
-                    f"{_mean(m['fitted']):.1f}",
+                    f"{mean(m['fitted']):.1f}",
                     spread,
                     numbers.count(samples_for(m["rank"])),
                 ]
@@ -127,7 +123,7 @@ def report(folder: Path) -> None:
         "about twenty, for ever.",
         facts=[
             (
-                " → ".join(f"{_mean(models[k][s]['fitted']):.0f}" for s in ends),
+                " → ".join(f"{mean(models[k][s]['fitted']):.0f}" for s in ends),
                 f"labels fitted, {NAMES[k]}, {ends[0]}×{ends[0]} → {ends[1]}×{ends[1]}",
             )
             for k in NAMES
