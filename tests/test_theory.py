@@ -159,6 +159,10 @@ def test_the_bound_shrinks_and_covers():
         lambda: theory.generalization_bound(10, 10),
         lambda: theory.gradient_scale(3, -0.9),
         lambda: theory.observations_needed(1.0, 0.0, 3),
+        lambda: theory.convolution((-3, -3)),
+        lambda: theory.local((3, 0), positions=4),
+        lambda: theory.group_convolution((0, 3), order=4),
+        lambda: theory.group_convolution((3, 3), order=4, outputs=0),
     ],
 )
 def test_impossible_numbers_are_refused(call):

@@ -74,7 +74,7 @@ def convolution(
     >>> convolution((3, 3), 3, 16).total
     448
     """
-    _positive(inputs=inputs, outputs=outputs, groups=groups)
+    _positive(kernel=min(kernel, default=1), inputs=inputs, outputs=outputs, groups=groups)
     if inputs % groups or outputs % groups:
         raise OutOfRange(
             f"groups={groups} does not divide {inputs} inputs and {outputs} outputs"
@@ -113,7 +113,7 @@ def group_convolution(
     >>> group_convolution((3, 3), order=4).weights, group_convolution((3, 3), order=8).weights
     (36, 72)
     """
-    _positive(order=order)
+    _positive(kernel=min(kernel, default=1), order=order, inputs=inputs, outputs=outputs)
     reads = inputs if lifting else inputs * order
     return Count(math.prod(kernel) * reads * outputs, outputs if bias else 0)
 

@@ -243,3 +243,31 @@ def test_a_choice_that_is_unknown_is_an_error_of_eadem():
     with pytest.raises(eadem.Unsupported, match="needs a map"):
         eadem.tie(model, {"a": eadem.Same(), "b": "same"})
     assert eadem.ties(model) == []
+
+
+def test_the_expected_information_of_a_gaussian_is_the_observed_one(seen):
+    tied, untied = pair(dtype=torch.float64), Pair(dtype=torch.float64)
+    with torch.no_grad():
+        tied.a.copy_(seen.mean((0, 1)))
+        untied.a.copy_(seen[:, 0].mean(0))
+        untied.b.copy_(seen[:, 1].mean(0))
+    for test in (evidence.wald_test, evidence.likelihood_ratio_test):
+        observed = test(tied, untied, density, seen)
+        expected = test(tied, untied, density, seen, information=means)
+        assert expected.df == observed.df == 2
+        assert expected.statistic == pytest.approx(observed.statistic, rel=1e-9)
+
+
+def test_a_site_mean_test_of_one_site_names_it_alone(seen):
+    every = evidence.site_mean_test(pair(), density, seen)
+    one = evidence.site_mean_test(pair(), density, seen, release="a")
+    assert set(every) == {"joint", "a", "b"}
+    assert set(one) == {"joint", "a"}
+    assert one["a"] == every["a"]
+
+
+def test_example_gradients_are_of_the_dtype_asked_for(seen):
+    wide = evidence.example_gradients(pair(), density, seen)
+    narrow = evidence.example_gradients(pair(), density, seen, torch.float32)
+    assert {g.dtype for g in narrow.values()} == {torch.float32}
+    torch.testing.assert_close(narrow["a"], wide["a"].float())

@@ -23,14 +23,14 @@ NAMES = {
 BOUND = 0.1
 
 
-def samples_for(capacity: int, bound: float = BOUND) -> int:
-    """The examples after which `theory.generalization_bound` is at most `bound`."""
+def samples_for(capacity: int) -> int:
+    """The examples after which `theory.generalization_bound` is at most BOUND."""
     low, high = capacity + 1, 2 * capacity + 2
-    while theory.generalization_bound(capacity, high) > bound:
+    while theory.generalization_bound(capacity, high) > BOUND:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        good = theory.generalization_bound(capacity, middle) <= bound
+        good = theory.generalization_bound(capacity, middle) <= BOUND
         low, high = (low, middle) if good else (middle, high)
     return high
 
