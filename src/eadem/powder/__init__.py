@@ -33,5 +33,6 @@ from .pattern import Pattern as Pattern
 from .pattern import Reflections as Reflections
 from .phase import Atom as Atom
 from .phase import Phase as Phase
+from .profile import peaks as peaks
 from .reflections import reflections as reflections
 from .symmetry import SpaceGroup as SpaceGroup
