@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from eadem.errors import DataError
+from eadem.powder.data import content
 from eadem.powder.symmetry import CELL, SpaceGroup, gemmi
 
 if TYPE_CHECKING:
@@ -62,10 +63,7 @@ def _text(source: str | os.PathLike[str]) -> tuple[str, str]:
     if isinstance(source, str) and "\n" in source:
         return source, "the text given"
     path = Path(source)
-    try:
-        return path.read_text(encoding="utf-8", errors="replace"), str(path)
-    except IsADirectoryError:
-        raise DataError(f"{path} is a folder, not a CIF") from None
+    return content(path), str(path)
 
 
 def _block(document: Any, wanted: str | None, where: str) -> Any:

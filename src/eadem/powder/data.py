@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -85,17 +86,24 @@ class _Row:
     columns: tuple[int, ...]
 
 
-def _lines(path: Path) -> list[str]:
+def content(path: Path) -> str:
+    """A text file's content, gzip or not. Raises DataError for a folder or a broken gzip
+    file; FileNotFoundError.
+    """
     try:
         raw = path.read_bytes()
     except IsADirectoryError:
-        raise DataError(f"{path} is a folder, not a data file") from None
+        raise DataError(f"{path} is a folder, not a file") from None
     if raw[:2] == b"\x1f\x8b":
         try:
             raw = gzip.decompress(raw)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{path} is a broken gzip file: {error}") from None
-    return raw.decode("utf-8-sig", errors="replace").splitlines()
+    return raw.decode("utf-8-sig", errors="replace")
+
+
+def _lines(path: Path) -> list[str]:
+    return content(path).splitlines()
 
 
 def _number(path: Path, line: int, column: int, text: str) -> float:

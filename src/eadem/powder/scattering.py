@@ -238,7 +238,7 @@ class Diffraction(nn.Module):
         xyz, weight = structure.xyz, structure.occupancy * structure.share
         if self.reordered:
             xyz, weight = xyz[self.order], weight[self.order]
-        angle = torch.addmm(self.phase, self.turned, xyz.T)  # (reflections·operations, atoms)
+        angle = self.turned @ xyz.T + self.phase  # (reflections·operations, atoms)
         damped = self._damping(structure, inverse_d2, metric)
         weight = weight * self.lattice  # (reflections, atoms)
         real = self._real(inverse_d2)[..., self.place]
