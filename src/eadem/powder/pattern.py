@@ -24,7 +24,9 @@ from eadem.powder.symmetry import PAIRS
 __all__ = ["Pattern", "Reflections"]
 
 #: Further spacings, as a share of the smallest, that the list of reflections reaches.
-MARGIN = 0.01
+MARGIN = 0.03
+#: sin θ beyond which no reflection is listed, though a cell that grows might bring it in.
+OUT_OF_REACH = 1.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +65,8 @@ class Pattern(nn.Module):
         width: how far a peak reaches, in its full widths at half maximum.
         margin: reflections are listed once, here, by the present cell and wavelengths: all
             with d ≥ (1 − margin)·λ/(2 sin θ) at the last point and for the shortest wavelength.
-            A cell that shrinks by less brings no reflection that is not listed; those that are
-            beyond the range at present have no effect but by their tails.
+            Those beyond the range have no effect but by their tails, and a cell that grows by
+            less brings in no reflection that is not listed.
 
     Parameters beside those of instrument and phases: `scale` (phases,), `background`
     (coefficients,) in counts, `march` (phases with a direction,).
@@ -110,6 +112,8 @@ class Pattern(nn.Module):
         margin: float = MARGIN,
     ) -> None:
         super().__init__()
+        if not 0 <= margin < 1:
+            raise Unsupported(f"margin is a share of the spacings, from 0 to 1, not {margin}")
         phases = {"phase": phase} if isinstance(phase, Phase) else dict(phase)
         self.instrument = instrument
         self.names = _named(self, phases)
@@ -263,7 +267,8 @@ class _Listed(nn.Module):
         super().__init__()
         last = float(data.x[-1]) - float(instrument.zero.detach())
         shortest = float(instrument.wavelength.detach().min())
-        dmin = shortest / (2 * math.sin(math.radians(min(last, 179.0) / 2))) * (1 - margin)
+        sine = math.sin(math.radians(min(last, 180.0) / 2)) / (1 - margin)
+        dmin = shortest / (2 * min(sine, OUT_OF_REACH))
         hkl, multiplicity = reflections(phase.group, phase.cell.detach().tolist(), dmin)
         if not len(hkl):
             raise DataError(
