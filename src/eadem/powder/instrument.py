@@ -25,8 +25,9 @@ from eadem.errors import ShapeError, Unsupported
 
 __all__ = ["Instrument", "Peaks", "free", "freeze"]
 
-#: sin θ up to which a reflection counts as reached.
-REACHED = 0.99999
+#: sin θ up to which a reflection counts as reached (2θ = 177.7°), and where one is kept that
+#: is not: without strength, and not as wide as at the end, where it would cost time.
+REACHED, ELSEWHERE = 0.9998, 0.5
 #: The smallest Γ_G², in degrees²: widths of a thousandth of a degree.
 NARROWEST = 1e-6
 #: Parameters of one value each.
@@ -163,7 +164,7 @@ class Instrument(nn.Module):
         """Where and how reflections with these 1/d² (reflections,), in Å⁻², are seen."""
         sine = 0.5 * self.wavelength.unsqueeze(1) * inverse_d2.sqrt()
         reached = sine < REACHED
-        sine = torch.where(reached, sine, REACHED)
+        sine = torch.where(reached, sine, ELSEWHERE)
         cosine = torch.sqrt(1 - sine * sine)
         tangent = sine / cosine
         sine2, cosine2 = 2 * sine * cosine, 1 - 2 * sine * sine
