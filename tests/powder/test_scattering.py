@@ -145,7 +145,9 @@ def test_a_cell_with_too_many_reflections_is_refused():
 def test_the_reciprocal_metric_is_the_inverse():
     cell = torch.tensor([5.1, 6.3, 7.2, 81.0, 97.0, 103.0], dtype=torch.float64)
     got = reciprocal(cell)
-    want = np.array(gemmi.UnitCell(*cell.tolist()).reciprocal_metric_tensor().as_mat33().tolist())
+    want = np.array(
+        gemmi.UnitCell(*cell.tolist()).reciprocal_metric_tensor().as_mat33().tolist()
+    )
     i, j = [0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]
     np.testing.assert_allclose(got, want[i, j], rtol=1e-12)
 
@@ -160,7 +162,13 @@ def test_derivatives_are_those_of_differences():
 
     def squared(cell, xyz, u_iso, u_aniso, occupancy):
         at = Values()
-        at.cell, at.xyz, at.u_iso, at.u_aniso, at.occupancy = cell, xyz, u_iso, u_aniso, occupancy
+        at.cell, at.xyz, at.u_iso, at.u_aniso, at.occupancy = (
+            cell,
+            xyz,
+            u_iso,
+            u_aniso,
+            occupancy,
+        )
         return diffraction(at).squared()
 
     names = ("cell", "xyz", "u_iso", "u_aniso", "occupancy")

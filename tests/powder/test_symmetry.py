@@ -156,7 +156,9 @@ def _independent(columns):
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_tensor_at_a_point_of_full_symmetry_is_as_gemmi_has_it(group):
     ours = SpaceGroup.of(group)
-    alone = SpaceGroup(ours.name, tuple(_at_origin(op) for op in ours.operations), ours.centring)
+    alone = SpaceGroup(
+        ours.name, tuple(_at_origin(op) for op in ours.operations), ours.centring
+    )
     theirs = np.array(gemmi.adp_symmetry_constraints(gemmi.SpaceGroup(group))).T
     space = alone.position((0.0, 0.0, 0.0), cell_of(group)).displacement()
     assert space.dimension == theirs.shape[1]
@@ -169,7 +171,9 @@ def _at_origin(op):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("group", ["P 63/m m c", "R -3 m:R", "P 1 1 21", "F m -3 m", "P 4/m m m"])
+@pytest.mark.parametrize(
+    "group", ["P 63/m m c", "R -3 m:R", "P 1 1 21", "F m -3 m", "P 4/m m m"]
+)
 def test_cells_that_the_ties_allow_have_the_groups_symmetry(group, seed):
     phase = Phase(cell_of(group), group, [Atom("C", "C", (0.11, 0.23, 0.37))])
     g = torch.Generator().manual_seed(seed)
@@ -212,9 +216,9 @@ def test_a_wyckoff_position_is_written_as_the_tables_write_it():
     }
     for point, text in cases.items():
         assert hexagonal.position(point, cell).text == text
-    assert SpaceGroup.of("F d -3 m:2").position((0.1, 0.1, 0.1), [8.0] * 3 + [90.0] * 3).text == (
-        "x, x, x"
-    )
+    assert SpaceGroup.of("F d -3 m:2").position(
+        (0.1, 0.1, 0.1), [8.0] * 3 + [90.0] * 3
+    ).text == ("x, x, x")
 
 
 def test_an_atom_near_a_special_position_is_moved_there_and_one_farther_stays():
