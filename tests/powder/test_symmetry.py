@@ -1,4 +1,4 @@
-"""Ties derived from a space group, against gemmi's own symmetry and averages over operations."""
+"""Ties derived from a space group, against gemmi's symmetry and averages over operations."""
 
 from fractions import Fraction
 
@@ -16,11 +16,11 @@ from eadem.powder.symmetry import CELL, solve
 
 #: Fifty settings: all crystal systems and lattices, both rhombohedral axes, three unique axes.
 GROUPS = """
-P 1|P -1|C -1|P 1 2 1|P 1 1 21|C 1 2 1|P 1 m 1|A 1 1 a|P 1 2/m 1|P 1 21/c 1|C 1 2/c 1|I 1 2/a 1
-|B 2/b 1 1|P 2 2 2|P 21 21 21|C 2 2 21|F 2 2 2|P m m 2|P n a 21|P m m m|P n m a|C m c m|F d d d:2
-|I b a m|P 4|I 41|P -4|P 4/m m m|I 41/a m d:1|P 42/m n m|I -4 2 d|P 3|R 3:H|R -3:R|P 3 1 m
-|P 3 m 1|P -3 1 m|R -3 m:H|R -3 m:R|P 6|P 63/m|P 6 2 2|P -6 2 m|P 63/m m c|P 2 3|F -4 3 m|P 4 3 2
-|F m -3 m|F d -3 m:2|I a -3 d
+P 1|P -1|C -1|P 1 2 1|P 1 1 21|C 1 2 1|P 1 m 1|A 1 1 a|P 1 2/m 1|P 1 21/c 1|C 1 2/c 1
+|I 1 2/a 1|B 2/b 1 1|P 2 2 2|P 21 21 21|C 2 2 21|F 2 2 2|P m m 2|P n a 21|P m m m|P n m a
+|C m c m|F d d d:2|I b a m|P 4|I 41|P -4|P 4/m m m|I 41/a m d:1|P 42/m n m|I -4 2 d|P 3
+|R 3:H|R -3:R|P 3 1 m|P 3 m 1|P -3 1 m|R -3 m:H|R -3 m:R|P 6|P 63/m|P 6 2 2|P -6 2 m
+|P 63/m m c|P 2 3|F -4 3 m|P 4 3 2|F m -3 m|F d -3 m:2|I a -3 d
 """.replace("\n", "").split("|")
 CELLS = {
     "triclinic": (5.1, 6.3, 7.2, 81.0, 97.0, 103.0),
