@@ -12,6 +12,7 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
+from .errors import DataError as DataError
 from .errors import EademError as EademError
 from .errors import GroupError as GroupError
 from .errors import MissingPackage as MissingPackage
@@ -175,6 +176,7 @@ _ROOMS = (
     "joint",
     "maps",
     "nn",
+    "powder",
     "recipes",
     "report",
     "solvers",

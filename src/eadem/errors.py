@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "DataError",
     "EademError",
     "GroupError",
     "MissingPackage",
@@ -26,6 +27,12 @@ __all__ = [
 
 class EademError(Exception):
     """Base of all errors raised by Eadem."""
+
+
+class DataError(EademError, ValueError):
+    """A file of data that cannot be understood; the message names the place, by line and
+    column where there are any.
+    """
 
 
 class NoSuchSite(EademError, LookupError):
