@@ -1,7 +1,7 @@
 """Sums of powder diffraction peaks, and their derivatives.
 
 A peak is a pseudo-Voigt of Thompson, Cox & Hastings (J. Appl. Cryst. 20, 79, 1987) at the
-points within a window about it. The points are cut into runs, and a run meets consecutive
+points within a window about it. The points are cut into runs, and each run meets some of the
 peaks: the sum is a banded matrix, (points × peaks), times what each peak contributes, and so
 is its derivative along any number of directions at once: one product of band and columns,
 never a pass for each. Lorentzian tails fill the window; Gaussians and asymmetry end within a
@@ -143,50 +143,51 @@ def _mixed(gauss: Tensor, lorentz: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Band:
-    """Peaks in the order of their positions, and which of them each run of points meets.
+class _Run:
+    """Points i to j, the peaks whose windows meet them, and those of these whose cores do:
+    their places among the former, and among all.
+    """
 
-    `runs`: points i to j meet peaks a to b, and those from c to d within their cores.
-    `reach`: where the cores end, in FWHM.
+    points: slice
+    window: Tensor
+    near: Tensor
+    core: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Band:
+    """Peaks p (6, n) at points x, and which peaks each run of points meets. `reach`: where the
+    cores end, in FWHM.
     """
 
     x: Tensor
     p: Tensor
-    order: Tensor
     width: float
     reach: float
     skewed: bool
-    runs: list[tuple[int, int, int, int, int, int]]
 
     @classmethod
     def of(cls, x: Tensor, p: Tensor, width: float, skewed: bool) -> _Band | None:
         """None where a number is not finite or a FWHM not positive."""
         if not bool(torch.isfinite(p).all()) or not bool((p[FWHM] > 0).all()):
             return None
-        points = x.numpy()
-        if not np.all(points[1:] > points[:-1]):
+        if not bool((x[1:] > x[:-1]).all()):
             raise Unsupported("x does not ascend; sort the points of a pattern by 2θ")
-        order = p[POSITION].argsort(stable=True)
-        p = p[:, order].contiguous()
-        at, fwhm = p[POSITION].numpy(), p[FWHM].numpy()
-        first = np.arange(0, len(points), RUN)
-        last = np.minimum(first + RUN, len(points))
-        core = SKEW_ENDS if skewed else GAUSS_ENDS
-        ends = []
-        for reach in (width * fwhm, core * fwhm):
-            # a peak may reach further than one after it: the outermost of all before decides
-            right = np.maximum.accumulate(at + reach)
-            left = np.minimum.accumulate((at - reach)[::-1])[::-1]
-            ends.append(np.searchsorted(right, points[first], side="left"))
-            ends.append(np.searchsorted(left, points[last - 1], side="right"))
-        ends[2], ends[3] = np.maximum(ends[2], ends[0]), np.minimum(ends[3], ends[1])
-        runs = [
-            (i, j, a, max(a, b), c, max(c, d))
-            for i, j, a, b, c, d in zip(
-                first.tolist(), last.tolist(), *(e.tolist() for e in ends), strict=True
-            )
-        ]
-        return cls(x, p, order, width, core, skewed, runs)
+        return cls(x, p.contiguous(), width, SKEW_ENDS if skewed else GAUSS_ENDS, skewed)
+
+    def runs(self) -> Iterator[_Run]:
+        points = self.x.numpy()
+        at, fwhm = self.p[POSITION].numpy(), self.p[FWHM].numpy()
+        left, right = at - self.width * fwhm, at + self.width * fwhm
+        core_left, core_right = at - self.reach * fwhm, at + self.reach * fwhm
+        for i in range(0, len(points), RUN):
+            j = min(i + RUN, len(points))
+            low, high = points[i], points[j - 1]
+            window = np.flatnonzero((right > low) & (left < high))
+            if len(window):
+                near = np.flatnonzero((core_right[window] > low) & (core_left[window] < high))
+                each = (torch.from_numpy(v) for v in (window, near, window[near]))
+                yield _Run(slice(i, j), *each)
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -194,32 +195,24 @@ class _Band:
         last = 1 / (1 + 4 * self.width**2)
         return last, 1 / (1 + 4 * (TAPER * self.width) ** 2) - last
 
-    def cells(self) -> Iterator[tuple[tuple[int, ...], Tensor, Tensor]]:
+    def cells(self) -> Iterator[tuple[_Run, Tensor, Tensor]]:
         """Per run: z = 2(x − position)/FWHM and 1/(1 + z²), (points of the run, peaks that it
         meets).
         """
         scale = 2 / self.p[FWHM]
         one = self.x.new_ones(())
-        for run in self.runs:
-            i, j, a, b, _, _ = run
-            if a == b:
-                continue
-            z = self.x[i:j].unsqueeze(1) - self.p[POSITION, a:b]
-            z *= scale[a:b]
+        for run in self.runs():
+            z = self.x[run.points].unsqueeze(1) - self.p[POSITION, run.window]
+            z *= scale[run.window]
             yield run, z, torch.addcmul(one, z, z).reciprocal_()
-
-    def core(self, run: tuple[int, ...], z: Tensor, bell: Tensor) -> _Core:
-        _, _, a, _, c, d = run
-        near = slice(c - a, d - a)
-        return _Core(self.p[:, c:d], z[:, near].contiguous(), bell[:, near], self.skewed)
 
     def value(self) -> Tensor:
         """The sum, (points,)."""
         found = torch.zeros_like(self.x)
         last, fall = self.ends
         height = self.p[LORENTZ] / fall
-        for (i, j, a, b, _, _), _, bell in self.cells():
-            found[i:j] = (bell - last).clamp_(0, fall).mul_(bell) @ height[a:b]
+        for run, _, bell in self.cells():
+            found[run.points] = (bell - last).clamp_(0, fall).mul_(bell) @ height[run.window]
         for at, which in self.near():
             p = self.p[:, which]
             z = (self.x[at] - p[POSITION]).mul_(2 / p[FWHM])
@@ -240,25 +233,25 @@ class _Band:
             place = np.arange(behind[a], behind[b]) - behind[each] + first[each]
             yield torch.from_numpy(place), torch.from_numpy(each)
 
-    def columns(self) -> Iterator[tuple[slice, slice, list[Tensor], slice, list[Tensor]]]:
-        """Per run: its points; the peaks of its window and the columns of these, by height, by
-        width and by position, times `fall`; the peaks of its core and their columns, three or
-        six.
+    def columns(self) -> Iterator[tuple[_Run, list[Tensor], list[Tensor]]]:
+        """Per run: the columns of the peaks of its window, by height, by width and by position,
+        times `fall`; and those of the peaks of its core, three or six.
         """
         last, fall = self.ends
         for run, z, bell in self.cells():
-            i, j, a, b, c, d = run
-            core = self.core(run, z, bell).columns() if c < d else []
+            core: list[Tensor] = []
+            if len(run.near):
+                near = (self.p[:, run.core], z[:, run.near], bell[:, run.near])
+                core = _Core(*near, self.skewed).columns()
             level = (bell - last).clamp_(0, fall)
             falling = (level - fall).mul_(level).sign_()  # −1 where the window ends, else 0
             slope = torch.addcmul(level, falling, bell, value=-1).mul_(bell)
-            steep = slope * bell
-            far = [level.mul_(bell), slope.sub_(steep), z.mul_(steep)]
-            yield slice(i, j), slice(a, b), far, slice(c, d), core
+            steep = slope * bell  # z²·steep is slope − steep
+            yield run, [level.mul_(bell), slope.sub_(steep), z.mul_(steep)], core
 
     def push(self, v: Tensor) -> Tensor:
         """The derivative of the sum along v (t, 6, n): (t, points)."""
-        v = v.permute(1, 2, 0).contiguous()[:, self.order]  # (6, n, t)
+        v = v.permute(1, 2, 0).contiguous()  # (6, n, t)
         fwhm = self.p[FWHM].unsqueeze(1)
         steep = 2 * self.p[LORENTZ].unsqueeze(1) / fwhm
         far = [v[LORENTZ], steep * v[FWHM], 2 * steep * v[POSITION]]
@@ -266,12 +259,12 @@ class _Band:
         near = [v[GAUSS], v[POSITION] * (-2 / fwhm), v[FWHM] / -fwhm]
         near += [v[LORENTZ], v[ODD], v[CUBIC]]
         found = self.x.new_zeros(len(self.x), v.shape[2])
-        for points, window, wide, core, narrow in self.columns():
-            out = found[points]
+        for run, wide, narrow in self.columns():
+            out = found[run.points]
             for column, by in zip(wide, far, strict=True):
-                out.addmm_(column, by[window])
+                out.addmm_(column, by[run.window])
             for column, by in zip(narrow, near, strict=False):
-                out.addmm_(column, by[core])
+                out.addmm_(column, by[run.core])
         return found.T
 
     def pull(self, u: Tensor) -> Tensor:
@@ -279,21 +272,21 @@ class _Band:
         far = self.x.new_zeros(3, self.p.shape[1], len(u))
         near = self.x.new_zeros(6, self.p.shape[1], len(u))
         u = u.T.contiguous()
-        for points, window, wide, core, narrow in self.columns():
+        for run, wide, narrow in self.columns():
+            given = u[run.points]
             for column, into in zip(wide, far, strict=True):
-                into[window].addmm_(column.T, u[points])
+                into.index_add_(0, run.window, column.T @ given)
             for column, into in zip(narrow, near, strict=False):
-                into[core].addmm_(column.T, u[points])
+                into.index_add_(0, run.core, column.T @ given)
         far /= self.ends[1]
         fwhm = self.p[FWHM].unsqueeze(1)
         steep = 2 * self.p[LORENTZ].unsqueeze(1) / fwhm
         found = torch.empty_like(near)
-        found[POSITION, self.order] = 2 * (steep * far[2] - near[1] / fwhm)
-        found[FWHM, self.order] = steep * far[1] - near[2] / fwhm
-        found[LORENTZ, self.order] = far[0] + near[3]
-        found[GAUSS, self.order] = near[0]
-        found[ODD, self.order] = near[4]
-        found[CUBIC, self.order] = near[5]
+        found[POSITION] = 2 * (steep * far[2] - near[1] / fwhm)
+        found[FWHM] = steep * far[1] - near[2] / fwhm
+        found[LORENTZ] = far[0] + near[3]
+        found[GAUSS] = near[0]
+        found[ODD], found[CUBIC] = near[4], near[5]
         return found.permute(2, 0, 1)
 
 
