@@ -25,7 +25,8 @@ from eadem.bind.names import Sites
 from eadem.bind.split import full, is_split, put
 from eadem.bind.ties import Tie
 from eadem.errors import ShapeError, TieBroken
-from eadem.maps.base import LinearMap, Map, Shape, numel, on_cpu
+from eadem.maps.base import LinearMap, Map, Shape, numel
+from eadem.maps.constant import on_cpu
 from eadem.maps.index import Indexed, Reshape
 from eadem.maps.remainder import Factors
 from eadem.maps.view import ViewMap

@@ -31,7 +31,8 @@ from eadem.bind.extend import extend
 from eadem.bind.group import BoundTie, TieGroup
 from eadem.bind.names import Sites, is_pattern, match
 from eadem.errors import NoSuchSite, TieConflict, nearest
-from eadem.maps.base import Map, on_cpu
+from eadem.maps.base import Map
+from eadem.maps.constant import on_cpu
 from eadem.maps.view import Same
 
 __all__ = ["Start", "Tie", "declare", "plan", "tie", "tie_modules"]

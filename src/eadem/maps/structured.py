@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from eadem.errors import ShapeError, Unsupported
-from eadem.maps.base import Constant, LinearMap, Shape, numel, outside
+from eadem.maps.base import LinearMap, Shape, numel
+from eadem.maps.constant import Constant, outside
 from eadem.maps.index import Index, IndexMap
 from eadem.maps.view import axis
 
