@@ -30,12 +30,19 @@ Claim C31. What is asked, and settled before any run:
   in the curve that gives it best alone, both from the pooled residual variance. A quarter of
   the ratios or fewer may exceed 0.95. In full runs also measured: of 200 draws from the
   accepted fits of Puromycin and S.alba, the ratio of standard deviations over the draws is
-  within 20 % of that of the standard errors;
+  below 1 and within 20 % of that of the standard errors at the fit that was drawn from (a
+  first run compared with the standard errors at the separate fits, which is another point:
+  for the slope b of S.alba 0.70 drawn, 0.97 there);
 - *verdict*: one K for Puromycin is accepted at 5 % and one Vm rejected at 0.1 % (Bates & Watts,
   §3.11); of all ties, at least one per study is judged alike by F, likelihood ratio and score
   test, and at least four in all are rejected at 1 % by all three.
 
-Expected run time: 40 s, 10 s when quick.
+The two terms of Indometh keep their order (the fast one first): a fit that starts from the
+separate ones follows them, and exchanging the terms of one subject is another hypothesis.
+Under a tie that is wrong a parameter may run off (the slope of a herbicide whose ED50 is not
+its own, a rate towards zero); the degrees of freedom remain those of the tie.
+
+Expected run time: 3 minutes, 12 s when quick.
 """
 
 from __future__ import annotations
@@ -467,12 +474,14 @@ def _drawn(
     advance: Callable[[int], None],
 ) -> dict[str, Any]:
     """Fits of data drawn from the accepted fit: what the spread of the estimates is."""
+    truth = _at(joint, best)
+    there = eadem.least_squares(copy.deepcopy(truth), max_iterations=0)
     generator = torch.Generator().manual_seed(0)
     sigma = math.sqrt(best.reduced_chi2)
     values: dict[str, list[list[float]]] = {n: [] for n in shared}
     rejected = lost = 0
     for _ in range(draws):
-        world = copy.deepcopy(joint)
+        world = copy.deepcopy(truth)
         for name, r in best.residuals.items():
             block = world[name]
             assert isinstance(block, Curve)
@@ -488,12 +497,20 @@ def _drawn(
         for n in shared:
             each = [float(separate.values[f"{c}.{n}"]) for c in world]
             values[n].append([float(tied.values[f"{next(iter(world))}.{n}"]), *each])
-    ratios = {}
+    ratios, foretold = {}, {}
     for n, rows in values.items():
         spread = torch.tensor(rows).std(0).tolist()
         ratios[n] = spread[0] / min(spread[1:])
+        own = [float(there.stderr[f"{c}.{n}"]) / math.sqrt(there.variance) for c in joint]
+        foretold[n] = float(best.stderr[f"{next(iter(joint))}.{n}"]) / sigma / min(own)
     kept = draws - lost
-    return {"draws": kept, "lost": lost, "rejected": rejected / kept, "ratios": ratios}
+    return {
+        "draws": kept,
+        "lost": lost,
+        "rejected": rejected / kept,
+        "ratios": ratios,
+        "foretold": foretold,
+    }
 
 
 def _published(study: Study, alone: dict[str, eadem.Fit]) -> list[list[Any]]:
@@ -530,20 +547,22 @@ def _claims(context: Context, found: dict[str, Any]) -> None:
     )
     precise = {f"{k} {n}": p["ratio"] for k, s in found.items() for n, p in _precise(s)}
     drawn = {
-        f"{k} {n}": r / s["precision"][n]["ratio"]
+        f"{k} {n}": (r, s["drawn"]["foretold"][n])
         for k, s in found.items()
-        for n, r in s.get("drawn", {"ratios": {}})["ratios"].items()
+        if "drawn" in s
+        for n, r in s["drawn"]["ratios"].items()
     }
     slack = [r for r in precise.values() if r > BETTER]
-    measured = all(abs(r - 1) <= MEASURED for r in drawn.values())
+    measured = all(r < 1 and abs(r / wanted - 1) <= MEASURED for r, wanted in drawn.values())
     context.claim(
         "C31",
         "A shared parameter is estimated from all curves more precisely than from any one.",
         "of every parameter that the accepted sharings tie, the joint standard error over the "
         f"smallest separate one < 1, and ≤ {BETTER} for three quarters; over draws the ratio "
-        f"of standard deviations within {100 * MEASURED:g} % of it (full runs)",
+        f"of standard deviations < 1 and within {100 * MEASURED:g} % of that of the standard "
+        "errors at the fit drawn from (full runs)",
         {"every ratio": "< 1"},
-        precise | {f"{n}, drawn over foretold": r for n, r in drawn.items()},
+        precise | {f"{n}, drawn and foretold": list(r) for n, r in drawn.items()},
         bool(precise)
         and max(precise.values()) < 1
         and 4 * len(slack) <= len(precise)
