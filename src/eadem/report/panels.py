@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from html import escape
 
 from eadem.report.chart import ticks
-from eadem.report.numbers import significant
 
 __all__ = ["Curve", "Panel", "figure", "grid"]
 
@@ -211,10 +210,10 @@ def _strip(panel: Panel, x: _Scale, top: float, base: float, width: float) -> st
     most = max((abs(r) for _, r in found), default=1.0) * 1.12 or 1.0
     y = _Scale(-most, most, base, top)
     zero = y(0.0)
-    step = ticks(0.0, most, 2)[-1]
+    step = ticks(0.0, most, 4)[-1]
     marks = "".join(
         f'<text class="tick" x="{x.start - 6:g}" y="{y(v) + 4:.1f}" text-anchor="end">'
-        f"{significant(v, 2) if v else '0'}</text>"
+        f"{v:g}</text>".replace("-", "−")
         for v in (-step, 0.0, step)
     )
     return (
