@@ -218,7 +218,7 @@ class Simplex:
         pooled = np.bincount(c.group, counts[c.site], minlength=len(c.theta))
         total = np.bincount(c.part, pooled, minlength=c.parts)[c.part]
         seen = total > 0
-        share = np.divide(pooled, total, out=np.zeros_like(pooled), where=seen)
+        share = np.divide(pooled, total, out=np.zeros(len(pooled)), where=seen)
         found[c.theta] = np.where(seen, c.weight * share, theta[c.theta])
         for i, g in enumerate(self.general):
             if counts[g.site].any():
