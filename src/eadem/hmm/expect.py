@@ -312,6 +312,25 @@ def _recursion(
                 found,
             )
             which = which[~short]
+    elif K <= COMPILED_IN and len(which) >= 3:
+        short = lengths * (kernels.LANES * K) <= KEPT
+        together = which[short]
+        if len(together) >= 3:
+            kernels.abreast(
+                frames.x,
+                frames.bounds,
+                together,
+                frames.table,
+                start,
+                move,
+                _dims(K),
+                begun,
+                moved,
+                stat,
+                own,
+                found,
+            )
+            which = which[~short]
     if len(which):
         kernels.scaled(
             frames.x,

@@ -18,10 +18,22 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-__all__ = ["COLLAPSED", "FLUSHED", "forward", "lockstep", "logspace", "scaled", "viterbi"]
+__all__ = [
+    "COLLAPSED",
+    "FLUSHED",
+    "LANES",
+    "abreast",
+    "forward",
+    "lockstep",
+    "logspace",
+    "scaled",
+    "viterbi",
+]
 
 #: What is smaller is zero.
 FLUSHED = 1e-250
+#: Sequences that `abreast` takes at a time: the lanes of a wide register, or two narrow ones.
+LANES = 8
 #: A frame whose z is smaller is left to the recursion in logarithms.
 COLLAPSED = 1e-140
 
@@ -262,6 +274,122 @@ def lockstep(  # type: ignore[no-untyped-def]
             rows = (T - 1) * S
             earlier = alpha[: T - 1].reshape((rows, K))
             moved += np.dot(earlier.T, v[1:].reshape((rows, K)))
+
+
+@_fast
+def abreast(  # type: ignore[no-untyped-def]
+    x, bounds, which, table, start, move, dims, begun, moved, stat, replace, found
+):
+    """The same as `scaled`, `LANES` sequences abreast: each operation is done for all of them
+    at once, so that few states fill wide registers. `which` longest first.
+    """
+    K = len(dims)
+    longest = bounds[which[0] + 1] - bounds[which[0]]
+    alpha = np.empty((longest + 1, K, LANES))
+    scale = np.empty((longest, LANES))
+    u, b, v = np.empty((K, LANES)), np.empty((K, LANES)), np.empty((K, LANES))
+    beta, posterior = np.empty((K, LANES)), np.empty((K, LANES))
+    pairs = np.zeros((K, K, LANES))
+    z, product, live = np.empty(LANES), np.empty(LANES), np.empty(LANES)
+    low, length = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
+    for lead in range(0, which.shape[0], LANES):
+        S = min(LANES, which.shape[0] - lead)
+        for l in range(LANES):
+            i = which[lead + min(l, S - 1)]
+            low[l] = bounds[i]
+            length[l] = bounds[i + 1] - bounds[i] if l < S else 0
+            product[l] = 1.0
+            if l < S:
+                found[i] = 0.0
+        T = length[0]
+        for t in range(T):
+            a, before = alpha[t + 1], alpha[t]
+            for l in range(LANES):
+                row = x[low[l] + t] if t < length[l] else x[low[l]]
+                for j in range(K):
+                    b[j, l] = table[row, j]
+            for l in range(LANES):
+                z[l] = 0.0
+            for j in range(K):
+                if t == 0:
+                    for l in range(LANES):
+                        u[j, l] = start[j]
+                else:
+                    c = move[0, j]
+                    for l in range(LANES):
+                        u[j, l] = before[0, l] * c
+                    for i in range(1, K):
+                        c = move[i, j]
+                        for l in range(LANES):
+                            u[j, l] += before[i, l] * c
+                for l in range(LANES):
+                    u[j, l] *= b[j, l]
+                    z[l] += u[j, l]
+            smallest, least = 1.0, 1.0
+            for l in range(LANES):
+                good = z[l] > COLLAPSED
+                scale[t, l] = 1.0 / z[l] if good else 0.0
+                product[l] *= z[l] if good else 1.0
+                smallest = min(smallest, 1.0 if good else 0.0)
+                least = min(least, product[l])
+            if smallest == 0.0 or least < 1e-150:
+                for l in range(S):
+                    if t < length[l]:
+                        if not z[l] > COLLAPSED:
+                            found[which[lead + l]] = np.nan
+                        found[which[lead + l]] += np.log(product[l])
+                    product[l] = 1.0
+            for j in range(K):
+                for l in range(LANES):
+                    w = u[j, l] * scale[t, l]
+                    a[j, l] = w if w > FLUSHED else 0.0
+            for l in range(S):
+                if t == length[l] - 1:
+                    found[which[lead + l]] += np.log(product[l])
+                    product[l] = 1.0
+        for j in range(K):
+            for l in range(LANES):
+                beta[j, l] = 1.0
+        for t in range(T - 1, -1, -1):
+            a, before = alpha[t + 1], alpha[t]
+            for l in range(LANES):
+                on = t < length[l]
+                live[l] = 1.0 if on else 0.0
+                row = x[low[l] + t] if on else x[low[l]]
+                for j in range(K):
+                    b[j, l] = table[row, j]
+            for j in range(K):
+                for l in range(LANES):
+                    w = b[j, l] * beta[j, l] * scale[t, l] * live[l]
+                    v[j, l] = w if w > FLUSHED else 0.0
+                    posterior[j, l] = a[j, l] * beta[j, l]
+            for l in range(S):
+                if t < length[l]:
+                    row = x[low[l] + t]
+                    if replace:
+                        for j in range(K):
+                            stat[row, j] = posterior[j, l]
+                    else:
+                        for j in range(K):
+                            stat[row, j] += posterior[j, l]
+                    if t == 0:
+                        for j in range(K):
+                            begun[j] += posterior[j, l]
+            if t > 0:
+                for i in range(K):
+                    for j in range(K):
+                        for l in range(LANES):
+                            pairs[i, j, l] += before[i, l] * v[j, l]
+                for i in range(K):
+                    for l in range(LANES):
+                        beta[i, l] = 1.0 - live[l]
+                    for j in range(K):
+                        c = move[i, j]
+                        for l in range(LANES):
+                            beta[i, l] += v[j, l] * c
+    for i in range(K):
+        for j in range(K):
+            moved[i, j] += pairs[i, j].sum()
 
 
 @_exact
