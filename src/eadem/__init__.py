@@ -174,6 +174,7 @@ _ROOMS = (
     "evidence",
     "fits",
     "groups",
+    "hmm",
     "joint",
     "maps",
     "nn",
