@@ -141,8 +141,8 @@ def report(folder: Path) -> None:
         zero, error = fits["rival"]["zero"]
         rival = (
             " The X-ray zero is a rival rather than a suspect: let go in place of λ it moves "
-            f"to {numbers.with_error(zero, error)}° against the sample's displacement, and takes "
-            f"the cell to a = {fits['rival']['cell']['neutron'][0][0]:.4f} Å, where the "
+            f"to {numbers.with_error(zero, error)}° against the sample's displacement, and "
+            f"takes the cell to a = {fits['rival']['cell']['neutron'][0][0]:.4f} Å, where the "
             "published one is 8.480. These data alone do not exclude it."
         )
     whole = page.Page(
