@@ -1,7 +1,7 @@
 """Sums of powder diffraction peaks, and their derivatives.
 
 A peak is a pseudo-Voigt of Thompson, Cox & Hastings (J. Appl. Cryst. 20, 79, 1987) at the
-points within a window about it. The points are cut into runs, and a run meets consecutive
+points within a window about it. The points are cut into runs, and each run meets some of the
 peaks: the sum is a banded matrix, (points × peaks), times what each peak contributes, and so
 is its derivative along any number of directions at once: one product of band and columns,
 never a pass for each. Lorentzian tails fill the window; Gaussians and asymmetry end within a
@@ -30,7 +30,9 @@ RUN = 128
 #: Pairs of point and peak at a time near the positions.
 PAIRS = 8192
 #: |x − position|/FWHM beyond which exp(−4 log 2·z²), or exp(−z²), is nothing in float64.
-GAUSS_ENDS, SKEW_ENDS = 4.5, 6.5
+GAUSS_ENDS, SKEW_ENDS = 4.5, 6.4
+#: Where a window begins to end, as a share of it; and the least width, beyond all cores.
+TAPER, LEAST = 0.8, 8.0
 LOG2 = math.log(2.0)
 #: The logarithm of what is nothing beside 1.
 NOTHING = -60.0
@@ -63,7 +65,8 @@ def peaks(
             nothing; or (2,), S/L and D/L of Finger, Cox & Jephcoat (J. Appl. Cryst. 27, 892,
             1994), not both zero, which make 2·`nodes` peaks of each.
         width: how far from its position a peak is summed, in units of its FWHM, on each side
-            (FullProf's Wdt). What lies beyond is cut off, not renormalised.
+            (FullProf's Wdt), at least 8. Over the last fifth it falls to nothing; what is cut
+            off is not made up for.
         nodes: points of the Gauss–Legendre quadrature on each of the two parts of the
             divergence of Finger, Cox & Jephcoat.
 
@@ -74,12 +77,15 @@ def peaks(
     F_b = 2(2z² − 3)F_a; z is (position − x)/Γ as FullProf has it, so that P₁ > 0 raises the
     side of low angles.
 
+    Within its window's last fifth, the Lorentzian ℓ = 1/(1 + 4z²) is multiplied by
+    (ℓ − ℓ₁)/(ℓ₀ − ℓ₁), ℓ₀ and ℓ₁ its values at the ends of the fifth: windows move with the
+    peaks, and a sum that jumps when a point enters one has no least χ².
+
     Derivatives by all but x: forward, batched over directions by `torch.func.vmap`, and
-    backward; once, not twice. Windows move with the peaks, and a point that enters one is a
-    step of the sum which no derivative has. Where a number is not finite, all sums are NaN.
+    backward; once, not twice. Where a number is not finite, all sums are NaN.
 
     Raises ShapeError for lengths that do not agree; Unsupported for x that does not ascend and
-    for a width that is not positive.
+    for a width below 8.
 
     >>> x = torch.linspace(10, 30, 2001, dtype=torch.float64)
     >>> one = torch.ones(1, dtype=torch.float64)
@@ -96,8 +102,10 @@ def peaks(
             )
     if x.dim() != 1:
         raise ShapeError(f"x is one row of points, (points,), not {tuple(x.shape)}")
-    if not width > 0:
-        raise Unsupported(f"width is {width}; it is a number of widths of a peak, above zero")
+    if not width >= LEAST:
+        raise Unsupported(
+            f"width is {width}: Gaussian and asymmetry need {LEAST:g} FWHM on each side"
+        )
     fwhm, eta = _mixed(gauss, lorentz)
     none = torch.zeros_like(position)
     odd, cubic = none, none
@@ -135,77 +143,76 @@ def _mixed(gauss: Tensor, lorentz: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Band:
-    """Peaks in the order of their positions, and which of them each run of points meets.
+class _Run:
+    """Points i to j, the peaks whose windows meet them, and those of these whose cores do:
+    their places among the former, and among all.
+    """
 
-    `runs`: points i to j meet peaks a to b, and those from c to d within their cores.
-    `reach`: where the cores end, in FWHM.
+    points: slice
+    window: Tensor
+    near: Tensor
+    core: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Band:
+    """Peaks p (6, n) at points x, and which peaks each run of points meets. `reach`: where the
+    cores end, in FWHM.
     """
 
     x: Tensor
     p: Tensor
-    order: Tensor
     width: float
     reach: float
     skewed: bool
-    runs: list[tuple[int, int, int, int, int, int]]
 
     @classmethod
     def of(cls, x: Tensor, p: Tensor, width: float, skewed: bool) -> _Band | None:
         """None where a number is not finite or a FWHM not positive."""
         if not bool(torch.isfinite(p).all()) or not bool((p[FWHM] > 0).all()):
             return None
-        points = x.numpy()
-        if not np.all(points[1:] > points[:-1]):
+        if not bool((x[1:] > x[:-1]).all()):
             raise Unsupported("x does not ascend; sort the points of a pattern by 2θ")
-        order = p[POSITION].argsort(stable=True)
-        p = p[:, order].contiguous()
-        at, fwhm = p[POSITION].numpy(), p[FWHM].numpy()
-        first = np.arange(0, len(points), RUN)
-        last = np.minimum(first + RUN, len(points))
-        core = min(width, SKEW_ENDS if skewed else GAUSS_ENDS)
-        ends = []
-        for reach in (width * fwhm, core * fwhm):
-            # a peak may reach further than one after it: the outermost of all before decides
-            right = np.maximum.accumulate(at + reach)
-            left = np.minimum.accumulate((at - reach)[::-1])[::-1]
-            ends.append(np.searchsorted(right, points[first], side="left"))
-            ends.append(np.searchsorted(left, points[last - 1], side="right"))
-        ends[2], ends[3] = np.maximum(ends[2], ends[0]), np.minimum(ends[3], ends[1])
-        runs = [
-            (i, j, a, max(a, b), c, max(c, d))
-            for i, j, a, b, c, d in zip(
-                first.tolist(), last.tolist(), *(e.tolist() for e in ends), strict=True
-            )
-        ]
-        return cls(x, p, order, width, core, skewed, runs)
+        return cls(x, p.contiguous(), width, SKEW_ENDS if skewed else GAUSS_ENDS, skewed)
 
-    def cells(self) -> Iterator[tuple[tuple[int, ...], Tensor, Tensor]]:
-        """Per run: z = 2(x − position)/FWHM and 1/(1 + z²), zero out of the window; (points of
-        the run, peaks that it meets).
+    def runs(self) -> Iterator[_Run]:
+        points = self.x.numpy()
+        at, fwhm = self.p[POSITION].numpy(), self.p[FWHM].numpy()
+        left, right = at - self.width * fwhm, at + self.width * fwhm
+        core_left, core_right = at - self.reach * fwhm, at + self.reach * fwhm
+        for i in range(0, len(points), RUN):
+            j = min(i + RUN, len(points))
+            low, high = points[i], points[j - 1]
+            window = np.flatnonzero((right > low) & (left < high))
+            if len(window):
+                near = np.flatnonzero((core_right[window] > low) & (core_left[window] < high))
+                each = (torch.from_numpy(v) for v in (window, near, window[near]))
+                yield _Run(slice(i, j), *each)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """1/(1 + z²) where windows end, and how much more it is where they begin to."""
+        last = 1 / (1 + 4 * self.width**2)
+        return last, 1 / (1 + 4 * (TAPER * self.width) ** 2) - last
+
+    def cells(self) -> Iterator[tuple[_Run, Tensor, Tensor]]:
+        """Per run: z = 2(x − position)/FWHM and 1/(1 + z²), (points of the run, peaks that it
+        meets).
         """
         scale = 2 / self.p[FWHM]
         one = self.x.new_ones(())
-        ends = 1 / (1 + 4 * self.width**2)
-        for run in self.runs:
-            i, j, a, b, _, _ = run
-            if a == b:
-                continue
-            z = self.x[i:j].unsqueeze(1) - self.p[POSITION, a:b]
-            z *= scale[a:b]
-            bell = torch.addcmul(one, z, z).reciprocal_()
-            yield run, z, torch.threshold_(bell, ends, 0.0)
-
-    def core(self, run: tuple[int, ...], z: Tensor, bell: Tensor) -> _Core:
-        _, _, a, _, c, d = run
-        near = slice(c - a, d - a)
-        return _Core(self.p[:, c:d], z[:, near].contiguous(), bell[:, near], self.skewed)
+        for run in self.runs():
+            z = self.x[run.points].unsqueeze(1) - self.p[POSITION, run.window]
+            z *= scale[run.window]
+            yield run, z, torch.addcmul(one, z, z).reciprocal_()
 
     def value(self) -> Tensor:
         """The sum, (points,)."""
         found = torch.zeros_like(self.x)
-        for (i, j, a, b, _, _), _, bell in self.cells():
-            found[i:j] = bell @ self.p[LORENTZ, a:b]
+        last, fall = self.ends
+        height = self.p[LORENTZ] / fall
+        for run, _, bell in self.cells():
+            found[run.points] = (bell - last).clamp_(0, fall).mul_(bell) @ height[run.window]
         for at, which in self.near():
             p = self.p[:, which]
             z = (self.x[at] - p[POSITION]).mul_(2 / p[FWHM])
@@ -226,33 +233,38 @@ class _Band:
             place = np.arange(behind[a], behind[b]) - behind[each] + first[each]
             yield torch.from_numpy(place), torch.from_numpy(each)
 
-    def columns(self) -> Iterator[tuple[slice, slice, list[Tensor], slice, list[Tensor]]]:
-        """Per run: its points; the peaks of its window and the columns of these, three; the
-        peaks of its core and their columns, three or six.
+    def columns(self) -> Iterator[tuple[_Run, list[Tensor], list[Tensor]]]:
+        """Per run: the columns of the peaks of its window, by height, by width and by position,
+        times `fall`; and those of the peaks of its core, three or six.
         """
+        last, fall = self.ends
         for run, z, bell in self.cells():
-            i, j, a, b, c, d = run
-            core = self.core(run, z, bell).columns() if c < d else []
-            square = bell * bell
-            z *= square
-            yield slice(i, j), slice(a, b), [bell, square, z], slice(c, d), core
+            core: list[Tensor] = []
+            if len(run.near):
+                near = (self.p[:, run.core], z[:, run.near], bell[:, run.near])
+                core = _Core(*near, self.skewed).columns()
+            level = (bell - last).clamp_(0, fall)
+            falling = (level - fall).mul_(level).sign_()  # −1 where the window ends, else 0
+            slope = torch.addcmul(level, falling, bell, value=-1).mul_(bell)
+            steep = slope * bell  # z²·steep is slope − steep
+            yield run, [level.mul_(bell), slope.sub_(steep), z.mul_(steep)], core
 
     def push(self, v: Tensor) -> Tensor:
         """The derivative of the sum along v (t, 6, n): (t, points)."""
-        v = v.permute(1, 2, 0).contiguous()[:, self.order]  # (6, n, t)
+        v = v.permute(1, 2, 0).contiguous()  # (6, n, t)
         fwhm = self.p[FWHM].unsqueeze(1)
         steep = 2 * self.p[LORENTZ].unsqueeze(1) / fwhm
-        wider = steep * v[FWHM]  # z²·bell² is bell − bell²
-        far = [v[LORENTZ] + wider, -wider, 2 * steep * v[POSITION]]
+        far = [v[LORENTZ], steep * v[FWHM], 2 * steep * v[POSITION]]
+        far = [column / self.ends[1] for column in far]
         near = [v[GAUSS], v[POSITION] * (-2 / fwhm), v[FWHM] / -fwhm]
         near += [v[LORENTZ], v[ODD], v[CUBIC]]
         found = self.x.new_zeros(len(self.x), v.shape[2])
-        for points, window, wide, core, narrow in self.columns():
-            out = found[points]
+        for run, wide, narrow in self.columns():
+            out = found[run.points]
             for column, by in zip(wide, far, strict=True):
-                out.addmm_(column, by[window])
+                out.addmm_(column, by[run.window])
             for column, by in zip(narrow, near, strict=False):
-                out.addmm_(column, by[core])
+                out.addmm_(column, by[run.core])
         return found.T
 
     def pull(self, u: Tensor) -> Tensor:
@@ -260,20 +272,21 @@ class _Band:
         far = self.x.new_zeros(3, self.p.shape[1], len(u))
         near = self.x.new_zeros(6, self.p.shape[1], len(u))
         u = u.T.contiguous()
-        for points, window, wide, core, narrow in self.columns():
+        for run, wide, narrow in self.columns():
+            given = u[run.points]
             for column, into in zip(wide, far, strict=True):
-                into[window].addmm_(column.T, u[points])
+                into.index_add_(0, run.window, column.T @ given)
             for column, into in zip(narrow, near, strict=False):
-                into[core].addmm_(column.T, u[points])
+                into.index_add_(0, run.core, column.T @ given)
+        far /= self.ends[1]
         fwhm = self.p[FWHM].unsqueeze(1)
         steep = 2 * self.p[LORENTZ].unsqueeze(1) / fwhm
         found = torch.empty_like(near)
-        found[POSITION, self.order] = 2 * (steep * far[2] - near[1] / fwhm)
-        found[FWHM, self.order] = steep * (far[0] - far[1]) - near[2] / fwhm
-        found[LORENTZ, self.order] = far[0] + near[3]
-        found[GAUSS, self.order] = near[0]
-        found[ODD, self.order] = near[4]
-        found[CUBIC, self.order] = near[5]
+        found[POSITION] = 2 * (steep * far[2] - near[1] / fwhm)
+        found[FWHM] = steep * far[1] - near[2] / fwhm
+        found[LORENTZ] = far[0] + near[3]
+        found[GAUSS] = near[0]
+        found[ODD], found[CUBIC] = near[4], near[5]
         return found.permute(2, 0, 1)
 
 
@@ -287,7 +300,7 @@ class _Core:
         self.p, self.z, self.bell, self.skewed = p, z, bell, skewed
         self.square = z * z
         # farther out it is nothing anyhow, and subnormal numbers are slow
-        self.gauss = (self.square * -LOG2).clamp_(min=NOTHING).exp_().mul_(bell > 0)
+        self.gauss = (self.square * -LOG2).clamp_(min=NOTHING).exp_()
         self.high = self.gauss * p[GAUSS]
 
     def _skew(self) -> tuple[Tensor, Tensor, Tensor]:

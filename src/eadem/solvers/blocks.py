@@ -2,8 +2,10 @@
 
 The values at the sites are W = φ(θ) (+ b); every block reads some of them. The derivative of
 its residual is taken along the columns of φ that its sites have, J_θ = J_W φ without J_W:
-forward (`torch.func.jvp`, batched by `vmap`), or, where a Jacobian is small and the calls cost
-more than the arithmetic, as the transpose of the transposed product, which is the same product.
+forward (`torch.func.jvp`, batched by `vmap`: the calls of one product, whatever the number of
+columns), or as the transpose of the transposed product, which is the same product and takes a
+pass for each column, but of fewer calls and less memory. What torch can differentiate once only
+in reverse goes forward.
 Columns that one block reads are its own, those that several read are shared: this is the
 arrow, found from the ties.
 """
@@ -31,8 +33,10 @@ __all__ = ["Batch", "Point", "Problem", "Through", "through"]
 
 #: Numbers of a Jacobian that are worked on at a time.
 CHUNK = 2**19
-#: Numbers of a Jacobian up to which the transpose of the transposed product is the faster.
+#: Numbers of a Jacobian up to which the transpose of the transposed product is the faster,
 SMALL = 2**21
+#: unless there are more columns than this and at most so many numbers.
+FEW, LIGHT = 16, 2**17
 #: What torch.func raises where an operation has no batching rule or no forward derivative.
 _NO_RULE = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError)
 
@@ -137,6 +141,7 @@ class _Piece:
     batched: bool = True
     forward: bool = True
     transposed: bool = True
+    verified: bool = False
 
     @property
     def sites(self) -> Tensor:
@@ -262,10 +267,15 @@ class Problem:
         t = phi.shape[2]
         if not t or not m:
             return values.new_zeros(len(values), m, t)
-        small = len(values) * m * t <= SMALL
-        if p.transposed and t <= 4 * m and (small or not p.forward):
+        numbers = len(values) * m * t
+        by_column = numbers <= SMALL and (t <= FEW or numbers > LIGHT)
+        if p.transposed and t <= 4 * m and (by_column or not p.forward):
             try:
-                return _transposed(p, values, phi)
+                found = _transposed(p, values, phi)
+                p.verified = p.verified or _adjoint(p, values, phi, found)
+                if p.verified:
+                    return found
+                p.transposed = False
             except _NO_RULE:
                 p.transposed = False
         if p.forward and t <= 4 * m:
@@ -273,6 +283,8 @@ class Problem:
                 return p.map(_forward(p), values, phi, size=m * t).detach()
             except _NO_RULE:
                 p.forward = False
+                if p.transposed:
+                    return self._along(p, values, phi, m)
         jacobian: Any = torch.func.jacrev(p.flat)
         each = p.map(jacobian, values, size=m * phi.shape[1])
         return (each @ phi).detach()
@@ -353,6 +365,20 @@ def _transposed(p: _Piece, values: Tensor, phi: Tensor) -> Tensor:
         h = (_pulled(r, w, u).unsqueeze(1) @ phi).squeeze(1)
         columns = [_slope(h[:, c].sum(), u) for c in range(phi.shape[2])]
     return torch.stack(columns, -1).detach()
+
+
+def _adjoint(p: _Piece, values: Tensor, phi: Tensor, found: Tensor) -> bool:
+    """Whether uᵀJ is what reverse mode gives, for one u: a backward of a user's own that is
+    `once_differentiable` has no part in `_transposed`, and nothing else would say so.
+    """
+    with torch.enable_grad():
+        w = values.detach().clone().requires_grad_()
+        r = p.map(p.flat, w, size=1)
+        u = torch.arange(r.numel(), dtype=r.dtype).add_(1).cos_().reshape(r.shape)
+        wanted = (_slope((r * u).sum(), w).unsqueeze(1) @ phi).squeeze(1)
+    off = ((u.unsqueeze(1) @ found).squeeze(1) - wanted).abs()
+    size = (u.abs().unsqueeze(1) @ found.abs()).squeeze(1)
+    return not bool((off > 1e-8 * torch.maximum(size, wanted.abs())).any())
 
 
 def _transposed_second(p: _Piece, values: Tensor, first: Tensor, second: Tensor) -> Tensor:
