@@ -7,8 +7,8 @@ other, and every state ends with the same probability.
 Everything is in odds: emissions are divided by those of the insert states, so X and Y emit 1
 and M emits match/(insert_x·insert_y), the odds. A row of the tables (a letter of x) is kept
 near `TOP` by the sum of the row before, which costs no pass of its own. X and Y are never below
-`TINY`, so no number is denormal (those cost twice the time); a total that comes near is found
-again in logarithms.
+a floor, so that no number and no product is denormal (those cost many times others); a total
+that comes near it is found again in logarithms.
 
 Row i has the columns low[i] ≤ j ≤ high[i], which do not fall: whole tables and bands are the
 same code. Column j is at place j + 1 of a row, so that the places beside a band exist and hold
@@ -26,12 +26,13 @@ from numba import njit
 
 __all__ = ["expected_accuracy", "forward", "forward_backward", "viterbi"]
 
-TOP = 1e200
-TINY = 1e-290
-#: A smaller total has lost digits to TINY.
-LOST = 1e-180
-#: A larger row is near overflow.
-HUGE = 1e300
+#: What rows of the forward tables add up to, about, and a row that is near overflow.
+TOP, HUGE = 1e120, 1e280
+#: Floor of forward values in a pass of its own, and the least total that has all its digits.
+FLOOR_ALONE, LOST_ALONE = 1e-290, 1e-200
+#: The same where they are multiplied by backward values, and the floor of those, which at the
+#: most probable places are about one.
+FLOOR, LOST, BACK_FLOOR = 1e-120, 1e-90, 1e-150
 
 # Neither "nnan" nor "ninf": a total that is not a number must be seen.
 _fast: Any = njit(
@@ -88,14 +89,14 @@ def _along(m, y, my, yy, floor, width):  # type: ignore[no-untyped-def]
 
 
 @_fast
-def _next(p, f0, f1, move, r, width, upto):  # type: ignore[no-untyped-def]
+def _next(p, f0, f1, move, r, floor, width, upto):  # type: ignore[no-untyped-def]
     """A row `f1` (3, places) of M, X, Y from the row before; the sum of M and X.
 
     Places beside the band, up to `upto`, are set to zero: the next row reads them.
     """
     mm, mx, my, xx, xm, yy, ym, end = move
-    fx = TINY if mx > 0 else 0.0
-    fy = TINY if my > 0 else 0.0
+    fx = floor if mx > 0 else 0.0
+    fy = floor if my > 0 else 0.0
     m1, x1, y1 = f1[0], f1[1], f1[2]
     m1[0] = 0.0
     x1[0] = 0.0
@@ -111,10 +112,10 @@ def _next(p, f0, f1, move, r, width, upto):  # type: ignore[no-untyped-def]
 
 
 @_fast
-def _begin(f, move, width):  # type: ignore[no-untyped-def]
+def _begin(f, move, floor, width):  # type: ignore[no-untyped-def]
     """Row 0, in places that hold zero."""
     f[0, 1] = TOP
-    _along(f[0], f[2], move[2], move[5], TINY if move[2] > 0 else 0.0, width)
+    _along(f[0], f[2], move[2], move[5], floor if move[2] > 0 else 0.0, width)
 
 
 @_fast
@@ -123,19 +124,20 @@ def forward(x, table, move, low, high):  # type: ignore[no-untyped-def]
     n, places = x.shape[0], table.shape[1]
     m = places - 3
     f0, f1 = np.zeros((3, places)), np.zeros((3, places))
-    _begin(f0, move, high[0] + 1)
+    _begin(f0, move, FLOOR_ALONE, high[0] + 1)
     s, total = TOP, 0.0
     for i in range(1, n + 1):
         r = TOP / s
         total -= np.log(r)
         lo = low[i]
         width = high[i] - lo + 1
-        s = _next(table[x[i - 1], lo:], f0[:, lo:], f1[:, lo:], move, r, width, width + 1)
+        p = table[x[i - 1], lo:]
+        s = _next(p, f0[:, lo:], f1[:, lo:], move, r, FLOOR_ALONE, width, width + 1)
         if not (s > 0 and s < HUGE):
             return np.nan
         f0, f1 = f1, f0
     last = f0[0, m + 1] + f0[1, m + 1] + f0[2, m + 1]
-    if not last > LOST:
+    if not last > LOST_ALONE:
         return np.nan
     return total + np.log(move[7]) + np.log(last / TOP)
 
@@ -154,22 +156,22 @@ def _reversed(w, y, ym, yy, t, width):  # type: ignore[no-untyped-def]
     y3 = y2 * yy
     y4 = y2 * y2
     y[width + 1] = 0.0
-    c = ym * w[width] + t + TINY
+    c = ym * w[width] + t + BACK_FLOOR
     y[width] = c
     whole = (width - 1) // 4
     for q in range(whole):
         k = width - 1 - 4 * q
-        a = ym * w[k] + TINY
-        b = ym * w[k - 1] + TINY + yy * a
-        d = ym * w[k - 2] + TINY + yy * b
-        e = ym * w[k - 3] + TINY + yy * d
+        a = ym * w[k] + BACK_FLOOR
+        b = ym * w[k - 1] + BACK_FLOOR + yy * a
+        d = ym * w[k - 2] + BACK_FLOOR + yy * b
+        e = ym * w[k - 3] + BACK_FLOOR + yy * d
         y[k] = a + yy * c
         y[k - 1] = b + y2 * c
         y[k - 2] = d + y3 * c
         c = e + y4 * c
         y[k - 3] = c
     for k in range(width - 1 - 4 * whole, 0, -1):
-        c = ym * w[k] + TINY + yy * c
+        c = ym * w[k] + BACK_FLOOR + yy * c
         y[k] = c
 
 
@@ -206,7 +208,7 @@ def _back(w, bm, bx, by, mm, mx, my, xm, xx, t, width):  # type: ignore[no-untyp
     for k in range(1, width + 1):
         ahead, down = w[k], bx[k]
         bm[k] = mm * ahead + mx * down + my * by[k + 1]
-        bx[k] = xm * ahead + xx * down + TINY
+        bx[k] = xm * ahead + xx * down + BACK_FLOOR
     bm[width] += t
     bx[width] += t
     bm[width + 1] = 0.0
@@ -220,9 +222,9 @@ def _paired(found, fm, bm):  # type: ignore[no-untyped-def]
 
 
 @_fast
-def _posterior(found, fm, bm):  # type: ignore[no-untyped-def]
+def _posterior(found, fm, bm, scale):  # type: ignore[no-untyped-def]
     for k in range(fm.shape[0]):
-        found[k] = fm[k] * bm[k]
+        found[k] = fm[k] * bm[k] * scale
 
 
 @_fast
@@ -245,7 +247,7 @@ def forward_backward(  # type: ignore[no-untyped-def]
     m, size = places - 3, block.shape[0]
     mm, mx, my, xx, xm, yy, ym, end = move
     f0, f1 = np.zeros((3, places)), np.zeros((3, places))
-    _begin(f0, move, high[0] + 1)
+    _begin(f0, move, FLOOR, high[0] + 1)
     s, total = TOP, 0.0
     for i in range(n + 1):
         if i > 0:
@@ -254,7 +256,7 @@ def forward_backward(  # type: ignore[no-untyped-def]
             total -= np.log(r)
             lo, upto = low[i], high[min(i + 1, n)] + 2 - low[i]
             p, width = table[x[i - 1], lo:], high[i] - lo + 1
-            s = _next(p, f0[:, lo:], f1[:, lo:], move, r, width, upto)
+            s = _next(p, f0[:, lo:], f1[:, lo:], move, r, FLOOR, width, upto)
             if not (s > 0 and s < HUGE):
                 return np.nan
             f0, f1 = f1, f0
@@ -270,7 +272,7 @@ def forward_backward(  # type: ignore[no-untyped-def]
     by_letter = np.zeros((table.shape[0], places))
     each = np.zeros(10)
     for state in range(3):
-        each[7 + state] = f0[state, m + 1] / last
+        each[7 + state] = f0[state, m + 1] * (TOP / last)
     for part in range(n // size, -1, -1):
         top = part * size
         bottom, shift = min(top + size - 1, n), low[top]
@@ -279,13 +281,13 @@ def forward_backward(  # type: ignore[no-untyped-def]
             lo = low[i]
             width, upto = high[i] - lo + 1, high[min(i + 1, n)] + 2 - lo
             f0, f1 = block[i - top - 1, :, lo - shift :], block[i - top, :, lo - shift :]
-            _next(table[x[i - 1], lo:], f0, f1, move, scale[i], width, upto)
+            _next(table[x[i - 1], lo:], f0, f1, move, scale[i], FLOOR, width, upto)
         for i in range(bottom, top - 1, -1):
             lo = low[i]
             width = high[i] - lo + 1
             stop = lo + width + 1
             vm, vx, vy, vw = bm[lo:], bx[lo:], by[lo:], w[lo:]
-            r, t = 0.0, 1.0 / last
+            r, t = 0.0, TOP / last
             if i < n:
                 r, t = scale[i + 1], 0.0
                 _ahead(table[x[i], lo:], vm, vw, r, width)
@@ -304,21 +306,21 @@ def forward_backward(  # type: ignore[no-untyped-def]
             each[6] += ym * e
             _back(vw, vm, vx, vy, mm, mx * r, my, xm, xx * r, t, width)
             if i < n:
-                from_x[i] = r * (mx * b + xx * c)
+                from_x[i] = r * (mx * b + xx * c) / TOP
             if i > 0:
                 found = fm[1 : width + 1]
                 _paired(by_letter[x[i - 1], lo + 1 :], found, bm[lo + 1 :])
                 if posterior.shape[0] > 0:
-                    _posterior(posterior[start[i] :], found, bm[lo + 1 :])
-    if not abs(bm[1] * TOP - 1.0) < 1e-8:
+                    _posterior(posterior[start[i] :], found, bm[lo + 1 :], 1.0 / TOP)
+    if not abs(bm[1] - 1.0) < 1e-8:
         return np.nan
     for k in range(10):
-        counts[k] += each[k]
+        counts[k] += each[k] / TOP
     for a in range(table.shape[0]):
         for j in range(m):
-            emitted[a, y[j]] += by_letter[a, j + 2]
+            emitted[a, y[j]] += by_letter[a, j + 2] / TOP
     for j in range(m):
-        from_y[j] = ins[j + 2]
+        from_y[j] = ins[j + 2] / TOP
     return total
 
 
