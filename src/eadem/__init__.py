@@ -172,6 +172,7 @@ _ROOMS = (
     "evidence",
     "fits",
     "groups",
+    "hmm",
     "joint",
     "maps",
     "nn",

@@ -94,15 +94,13 @@ def _next(p, f0, f1, move, r, floor, width, upto):  # type: ignore[no-untyped-de
 
     Places beside the band, up to `upto`, are set to zero: the next row reads them.
     """
-    mm, mx, my, xx, xm, yy, ym, end = move
+    mm, mx, my, xx, xm, yy, ym, _ = move
     fx = floor if mx > 0 else 0.0
     fy = floor if my > 0 else 0.0
     m1, x1, y1 = f1[0], f1[1], f1[2]
     m1[0] = 0.0
     x1[0] = 0.0
-    s = _down(
-        p, f0[0], f0[1], f0[2], m1, x1, mm * r, xm * r, ym * r, mx * r, xx * r, fx, width
-    )
+    s = _down(p, f0[0], f0[1], f0[2], m1, x1, mm * r, xm * r, ym * r, mx * r, xx * r, fx, width)
     _along(m1, y1, my, yy, fy, width)
     for k in range(width + 1, upto + 1):
         m1[k] = 0.0
@@ -390,7 +388,7 @@ def viterbi(x, table, move, low, high, start, back, path):  # type: ignore[no-un
     n, places = x.shape[0], table.shape[1]
     m = places - 3
     f0, f1 = np.full((3, places), -np.inf), np.full((3, places), -np.inf)
-    mm, mx, my, xx, xm, yy, ym, end = move
+    mm, mx, my, xx, xm, yy, ym, _ = move
     f0[0, 1] = 0.0
     b = back[start[0] :]
     b[: high[0] + 2] = 0
@@ -424,5 +422,43 @@ def viterbi(x, table, move, low, high, start, back, path):  # type: ignore[no-un
             i -= 1
         else:
             state = 2 if found & 8 else 0
+            j -= 1
+    return n + m - k
+
+
+@_ordered
+def expected_accuracy(posterior, start, low, high, m, back, path):  # type: ignore[no-untyped-def]
+    """The path of greatest Σ posterior over its pairs, into the end of `path`; its length.
+
+    Durbin et al. (1998), section 4.4. `posterior` has row i from start[i] at column low[i],
+    and so has `back`. A draw goes to M, then to X.
+    """
+    n = low.shape[0] - 1
+    d0, d1 = np.full(m + 2, -np.inf), np.full(m + 2, -np.inf)
+    d0[: high[0] + 2] = 0.0
+    d0[high[0] + 2 :] = -np.inf
+    d0[0] = -np.inf
+    back[start[0] : start[0] + high[0] + 1] = 2
+    for i in range(1, n + 1):
+        lo = low[i]
+        d1[lo] = -np.inf
+        for j in range(lo, high[i] + 1):
+            at = start[i] + j - lo
+            a = d0[j] + posterior[at] if j > 0 else -np.inf
+            b, c = d0[j + 1], d1[j]
+            best, k = (a, np.uint8(0)) if a >= b else (b, np.uint8(1))
+            if c > best:
+                best, k = c, np.uint8(2)
+            d1[j + 1] = best
+            back[at] = k
+        d0, d1 = d1, d0
+    i, j, k = n, m, n + m
+    while i > 0 or j > 0:
+        k -= 1
+        state = back[start[i] + j - low[i]]
+        path[k] = state
+        if state != 2:
+            i -= 1
+        if state != 1:
             j -= 1
     return n + m - k
