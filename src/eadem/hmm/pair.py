@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
@@ -53,11 +54,11 @@ class PairHMM(nn.Module):
     """Two sequences emitted together, with insertions in either.
 
     Three states (Durbin, Eddy, Krogh & Mitchison, Biological Sequence Analysis, 1998, chapter
-    4): M emits a pair of letters from `match` (A, A), X a letter of x from `insert_x` (A,), Y one
-    of y from `insert_y` (A,). Begin moves as M does. From M: to X with `gap_open[0]`, to Y with
-    `gap_open[1]`; X stays with `gap_extend[0]`, Y with `gap_extend[1]`; every state ends with
-    `end`; what is left goes to M. X and Y do not follow each other. The parameters are these
-    probabilities, in float64, and can be tied by name and index.
+    4): M emits a pair of letters from `match` (A, A), X a letter of x from `insert_x` (A,), Y
+    one of y from `insert_y` (A,). Begin moves as M does. From M: to X with `gap_open[0]`, to Y
+    with `gap_open[1]`; X stays with `gap_extend[0]`, Y with `gap_extend[1]`; every state ends
+    with `end` (1,); what is left goes to M. X and Y do not follow each other. The parameters
+    are these probabilities, in float64, and can be tied by name and index.
 
     Args:
         alphabet: `DNA`, `PROTEIN`, any other Alphabet, or a string of letters. An ambiguous
@@ -86,6 +87,13 @@ class PairHMM(nn.Module):
         "insert_x": "rows",
         "insert_y": "rows",
     }
+
+    match: Tensor
+    insert_x: Tensor
+    insert_y: Tensor
+    gap_open: Tensor
+    gap_extend: Tensor
+    end: Tensor
 
     def __init__(
         self,
@@ -119,9 +127,6 @@ class PairHMM(nn.Module):
         """What the model is over."""
         name = self.alphabet.name or repr(self.alphabet.letters)
         return f"{name}, symmetric={self.symmetric}"
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
 
     def _flat(self) -> Tensor:
         """All probabilities by code, differentiable, in the order of pair_expect.Model."""
@@ -223,7 +228,8 @@ class PairHMM(nn.Module):
                 gain, reached = found - reached, found
                 monitor.history.append(reached)
                 if verbose:
-                    print(f"{monitor.iter:>6d} {reached:>18.8f} {gain:>+14.8f}")
+                    line = f"{monitor.iter:>6d} {reached:>18.8f} {gain:>+14.8f}"
+                    print(line, file=sys.stderr)
                 if gain < tol * len(data):
                     monitor.converged, monitor.message = (
                         True,
@@ -307,11 +313,9 @@ class PairHMM(nn.Module):
             at = limits.starts()[i + 1] + (j + 1) - limits.low[i + 1]
             accuracy = float(found[at[path == 0]].sum())
             value = run.path_probability(model.logs(), a, b, path) if total > -np.inf else total
-            if total == -np.inf:
-                path = path[:0]
         else:
             raise ShapeError(f"method={method!r}; use 'viterbi' or 'mea'")
-        if len(a) + len(b) and not len(path):
+        if value == -np.inf:
             raise SequenceError("these sequences have no alignment under the model")
         text = [s if isinstance(s, str) else self.alphabet.decode(s) for s in (x, y)]
         states = "".join(STATES[k] for k in path)
@@ -410,4 +414,5 @@ def blosum62() -> Floats:
     found = np.zeros((20, 20))
     for i, (_, *numbers) in enumerate(rows):
         found[i, : i + 1] = found[: i + 1, i] = [float(v) for v in numbers]
-    return found / found.sum()
+    whole: Floats = found / found.sum()
+    return whole

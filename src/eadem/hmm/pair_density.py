@@ -91,7 +91,7 @@ class _LogDensity(torch.autograd.Function):
 
 
 class _Slope(torch.autograd.Function):
-    """Σ weight·∂ℓ/∂p. The slopes of all pairs are kept where one after the other is asked for."""
+    """Σ weight·∂ℓ/∂p; the slopes of all pairs are kept for the next time they are asked."""
 
     @staticmethod
     def forward(ctx: Any, flat: Tensor, weight: Tensor, owner: Any) -> Tensor:
@@ -102,7 +102,7 @@ class _Slope(torch.autograd.Function):
         return torch.from_numpy(_array(weight) @ owner.slopes).to(flat.device)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         flat, weight = ctx.saved_tensors
         along = _array(grads[0])

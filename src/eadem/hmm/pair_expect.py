@@ -330,7 +330,7 @@ def one_posterior(
 
 
 def best_path(model: Model, x: Ints, y: Ints, band: int | None) -> tuple[Ints, float]:
-    """The most probable path, 0 for M, 1 for X, 2 for Y, and its log-probability.
+    """The most probable path, 0 for M, 1 for X, 2 for Y, and its log-probability (−∞ for none).
 
     Viterbi's recursion runs on log odds; where an insert state refuses a letter, on odds as if
     it hardly emitted it. The log-probability is that of the path itself.

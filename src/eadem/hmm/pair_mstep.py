@@ -5,8 +5,8 @@ Sites are W = φθ + b. What the data count are the sites and the moves that the
 `insert_y` each add up to one: everything is affine in θ. The problem falls apart into pieces
 that share no free value and no sum. In a piece where each entry is a free value, and every
 distribution that shares values shares them all (whole distributions tied, equal entries within
-one), the answer is pooled counts, normalised: θ_g = C_g/(n_g·C) for a value that stands n_g times
-in a distribution. Any other piece goes to `eadem.solvers.em.m_step`.
+one), the answer is pooled counts, normalised: θ_g = C_g/(n_g·C) for a value that stands n_g
+times in a distribution. Any other piece goes to `eadem.solvers.em.m_step`.
 """
 
 from __future__ import annotations

@@ -103,11 +103,10 @@ def read_stockholm(path: str | os.PathLike[str]) -> MultipleAlignment:
     the line.
     """
     lines = _lines(path)
-    first = next((i for i, line in enumerate(lines) if line.strip()), None)
-    if first is None or not lines[first].startswith("# STOCKHOLM 1."):
-        line = 1 if first is None else first + 1
+    first = next((i for i, line in enumerate(lines) if line.strip()), 0)
+    if not lines or not lines[first].startswith("# STOCKHOLM 1."):
         raise SequenceError(
-            f"{path}, line {line}: a Stockholm file begins with # STOCKHOLM 1.0"
+            f"{path}, line {first + 1}: a Stockholm file begins with # STOCKHOLM 1.0"
         )
     rows: dict[str, list[str]] = {}
     columns: dict[str, list[str]] = {}
