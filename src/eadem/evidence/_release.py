@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from eadem._plan import Plan
-from eadem.bind import Tie, free_vector, resolved, site_coordinates, trainable, without
+from eadem.bind import (
+    Tie,
+    constrained,
+    free_vector,
+    kept_sites,
+    resolved,
+    site_coordinates,
+    trainable,
+    without,
+)
 from eadem.evidence.score import EvidenceError
 from eadem.maps.base import LinearMap, Map, numel
 from eadem.maps.dense import Dense
@@ -25,7 +34,13 @@ def linear_at(plan: Map, theta: Tensor) -> LinearMap:
 
 
 def trained(model: nn.Module) -> LinearMap:
-    """φ at the model's values, from the free values that are trained: frozen ones are fixed."""
+    """φ at the model's values, from the free values that are trained: frozen ones are fixed,
+    and what the sites keep by their meaning is kept.
+    """
+    return constrained(model, _free(model), resolved(model))
+
+
+def _free(model: nn.Module) -> LinearMap:
     theta = free_vector(model).to("cpu", torch.float64)
     phi, kept = linear_at(resolved(model), theta), trainable(model)
     return phi if bool(kept.all()) else picked(phi, kept)
@@ -50,8 +65,20 @@ def units(n: int, where: Tensor) -> LinearMap:
 def directions(model: nn.Module, release: Release) -> LinearMap:
     """The released directions as a map (q,) → (expanded,); they may overlap range(φ).
 
+    Where the sites keep equations (rows of probabilities sum to one), a direction counts only
+    together with what the tied values do to keep them.
     Raises EvidenceError, and NoSuchSite for a name that the model does not have.
     """
+    found = _directions(model, release)
+    if not kept_sites(model):
+        return found
+    free = _free(model)
+    columns = torch.cat([free.dense(), found.dense()], dim=1)
+    both = Dense(columns).bind((numel(found.out_shape),))
+    return constrained(model, both, resolved(model))
+
+
+def _directions(model: nn.Module, release: Release) -> LinearMap:
     plan = resolved(model)
     n = numel(plan.out_shape)
     if release is None:

@@ -1,37 +1,39 @@
-"""Hidden Markov models with tied parts; everything loads on first use."""
+"""Hidden Markov models whose parameters are sites: tied by name and index, like any others.
 
-from importlib import import_module as _import_module
-from typing import TYPE_CHECKING as _TYPE_CHECKING
-from typing import Any as _Any
+Probabilities, means and rates are the parameters themselves, so `"emissionprob[1]"` or
+`"transmat[0, 1]"` is all that a tie needs to say. Rows sum to one because the solver keeps
+that beside the ties. Methods and attributes are hmmlearn's. `PairHMM` emits two sequences at
+once and aligns them.
+"""
 
-if _TYPE_CHECKING:
-    from .alignment import Alignment as Alignment
-    from .alignment import Posterior as Posterior
-    from .alphabet import DNA as DNA
-    from .alphabet import PROTEIN as PROTEIN
-    from .alphabet import Alphabet as Alphabet
-    from .alphabet import SequenceError as SequenceError
-    from .pair import PairHMM as PairHMM
-    from .sequences import read_fasta as read_fasta
-    from .sequences import read_sequences as read_sequences
-    from .sequences import read_stockholm as read_stockholm
+try:
+    import numba as _numba
+except ImportError as _error:
+    from eadem.errors import MissingPackage as _MissingPackage
 
-_HOME = {
-    "alignment": ("Alignment", "Posterior"),
-    "alphabet": ("DNA", "PROTEIN", "Alphabet", "SequenceError"),
-    "pair": ("PairHMM",),
-    "sequences": ("read_fasta", "read_sequences", "read_stockholm"),
-}
-_NAMES = {name: home for home, names in _HOME.items() for name in names}
+    raise _MissingPackage(
+        "eadem.hmm needs the package 'numba', which is not installed: "
+        'pip install "eadem[hmm]"'
+    ) from _error
 
+from .alignment import Alignment as Alignment
+from .alignment import Posterior as Posterior
+from .alphabet import DNA as DNA
+from .alphabet import PROTEIN as PROTEIN
+from .alphabet import Alphabet as Alphabet
+from .alphabet import SequenceError as SequenceError
+from .base import HMM as HMM
+from .data import HMMError as HMMError
+from .data import NotFitted as NotFitted
+from .discrete import CategoricalHMM as CategoricalHMM
+from .discrete import PoissonHMM as PoissonHMM
+from .gaussian import GaussianHMM as GaussianHMM
+from .gaussian import MixtureHMM as MixtureHMM
+from .monitor import ConvergenceMonitor as ConvergenceMonitor
+from .pair import PairHMM as PairHMM
+from .peer import from_hmmlearn as from_hmmlearn
+from .sequences import read_fasta as read_fasta
+from .sequences import read_sequences as read_sequences
+from .sequences import read_stockholm as read_stockholm
 
-def __getattr__(name: str) -> _Any:
-    if name in _NAMES:
-        value = getattr(_import_module(f"{__name__}.{_NAMES[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'eadem.hmm' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_NAMES})
+del _numba

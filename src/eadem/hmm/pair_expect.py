@@ -10,17 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eadem.errors import MissingPackage
-
-try:
-    from eadem.hmm import pair_kernels as kernels
-    from eadem.hmm import pair_logs as logs
-except ImportError as error:
-    if error.name != "numba":
-        raise
-    raise MissingPackage(
-        "hidden Markov models are compiled by numba: pip install 'eadem[hmm]'"
-    ) from error
+from eadem.hmm import pair_kernels as kernels
+from eadem.hmm import pair_logs as logs
 
 __all__ = ["Limits", "Model", "Pairs", "best_path", "expected", "likelihoods", "one_posterior"]
 

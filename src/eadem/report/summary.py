@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import nn
 
 from eadem._plan import Plan
-from eadem.bind import resolved
+from eadem.bind import counts, kept_sites, resolved
 from eadem.errors import RecordError, TooLarge
 from eadem.maps import LinearMap
 from eadem.report.numbers import count, ratio
@@ -151,7 +151,11 @@ def _lines(row: GroupRow) -> Iterable[tuple[str, str]]:
 
 def summary(model: nn.Module) -> Summary:
     """The ties of a model, with free, stored and expanded counts."""
-    return of_plan(type(model).__name__, resolved(model), map_texts(model))
+    plan = resolved(model)
+    found = of_plan(type(model).__name__, plan, map_texts(model))
+    if not kept_sites(model):
+        return found
+    return replace(found, free=counts(model).free)
 
 
 def summary_of_file(path: str | os.PathLike[str]) -> Summary:
