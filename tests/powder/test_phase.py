@@ -204,6 +204,7 @@ def test_a_cif_that_lacks_something_says_what(change, message):
 def test_a_cif_is_read_by_its_operations_where_it_lists_them():
     listed = "loop_\n_space_group_symop_operation_xyz\n'x,y,z'\n'-x,-y,-z'\n"
     phase = Phase.from_cif(MINIMAL.replace("_space_group_name_H-M_alt 'P m -3 m'\n", listed))
+    assert phase.u_iso.tolist() == [0.01]  # the file gives none
     assert phase.group.order == 2
     with pytest.raises(DataError, match="no block 'y'"):
         Phase.from_cif(MINIMAL, block="y")
