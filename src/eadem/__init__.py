@@ -20,6 +20,7 @@ from .errors import NoEquivariantMap as NoEquivariantMap
 from .errors import NoSuchSite as NoSuchSite
 from .errors import NotAParameter as NotAParameter
 from .errors import NotARepresentation as NotARepresentation
+from .errors import OutOfRange as OutOfRange
 from .errors import RecordError as RecordError
 from .errors import ShapeError as ShapeError
 from .errors import SymmetryBroken as SymmetryBroken
@@ -173,6 +174,7 @@ _ROOMS = (
     "evidence",
     "fits",
     "groups",
+    "hmm",
     "joint",
     "maps",
     "nn",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from eadem._plan import Plan, PlanArrays
 from eadem.bind import alike, free_vector, resolved, site_coordinates, trainable
 from eadem.errors import TieConflict, Unsupported
-from eadem.joint import Joint, NotABlock
+from eadem.joint import Joint, NotABlock, residual_of
 from eadem.maps.base import numel
 from eadem.solvers.blocks import Batch, Problem
 from eadem.solvers.losses import Loss
@@ -62,6 +63,8 @@ def setup(model: nn.Module, loss: Loss) -> Setup:
         raise SolverError("every parameter of the model is frozen; set requires_grad on some")
     arrays = PlanArrays(plan)
     problem = Problem(arrays, _batches(model, plan, parts), theta, loss=loss, held=frozen)
+    if not problem.size:
+        raise SolverError(f"{type(model).__name__} has no residual; give it data to fit")
     wrong = _differing(problem, parts)
     if wrong:
         batches = _batches(model, plan, parts, wrong)
@@ -69,9 +72,9 @@ def setup(model: nn.Module, loss: Loss) -> Setup:
         still = _differing(problem, parts)
         if still:
             raise SolverError(
-                f"residual() of {still[0]!r} gives other values when it is called again on "
-                "other copies of the same values; it must depend on the block's parameters and "
-                "data alone (dropout and the like off: model.eval())"
+                f"residual() of {still[0] or 'the model'} gives other values when it is "
+                "called again on other copies of the same values; it must depend on the "
+                "block's parameters and data alone (dropout and the like off: model.eval())"
             )
     if problem.first.bad is not None:
         block, place = problem.first.bad
@@ -94,23 +97,14 @@ def _parts(model: nn.Module) -> dict[str, nn.Module]:
     return {"": model}
 
 
-def _residual(part: Any) -> Tensor:
-    found = part.residual()
-    if not isinstance(found, Tensor):
-        raise NotABlock(
-            f"residual() of a {type(part).__name__} gave a {type(found).__name__}, not a tensor"
-        )
-    return found
-
-
 def _batches(
     model: nn.Module, plan: Plan, parts: dict[str, nn.Module], alone: list[str] | None = None
 ) -> list[Batch]:
     apart = alone or []
     together = {n: m for n, m in parts.items() if n not in apart}
-    found = alike(model, together, plan.slices, _residual)
+    found = alike(model, together, plan.slices, residual_of)
     for name in apart:
-        found += alike(model, {name: parts[name]}, plan.slices, _residual)
+        found += alike(model, {name: parts[name]}, plan.slices, residual_of)
     return [Batch(a.names, a.sites, a.function, a.data) for a in found]
 
 
@@ -124,7 +118,7 @@ def _differing(problem: Problem, parts: dict[str, nn.Module]) -> list[str]:
             step = -(-len(every) // CHECKED)
             for i in range(0, len(every), step):
                 mine, name = every[i], piece.name(i)
-                own = _residual(parts[name]).reshape(-1)
+                own = residual_of(parts[name]).reshape(-1)
                 same = own.shape == mine.shape and torch.allclose(
                     own.to(mine), mine, rtol=1e-9, atol=1e-9, equal_nan=True
                 )
@@ -147,15 +141,30 @@ def free_names(plan: Plan) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _pair(text: str, pair: Any) -> tuple[float | None, float | None]:
+    """(low, high) of one entry of `bounds`."""
+    try:
+        low, high = (None if x is None else float(x) for x in pair)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if any(x is not None and math.isnan(x) for x in (low, high)):
+        raise SolverError(
+            f"bounds[{text!r}] is {pair!r}; give (low, high), with None for no bound on a side"
+        )
+    return low, high
+
+
 def limits(made: Setup, bounds: Bounds) -> tuple[Tensor, Tensor]:
     """The bounds of sites as bounds of the free values.
 
-    Raises NoSuchSite, Unsupported where a site's values are not each one free value (scaled,
-    shifted or through an elementwise map), TieConflict where bounds exclude each other.
+    Raises NoSuchSite, SolverError for what is no pair of numbers, Unsupported where a site's
+    values are not each one free value (scaled, shifted or through an elementwise map),
+    TieConflict where bounds exclude each other.
     """
     lower = torch.full_like(made.theta, -torch.inf)
     upper = torch.full_like(made.theta, torch.inf)
-    for text, (low, high) in bounds.items():
+    for text, pair in bounds.items():
+        low, high = _pair(text, pair)
         at = site_coordinates(made.model, text)
         position, slope, level = made.arrays.affine(at, text)
         for limit, is_low in ((low, True), (high, False)):

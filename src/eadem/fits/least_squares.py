@@ -121,8 +121,8 @@ def _moved(made: Setup, theta: Tensor) -> Setup:
     if made.problem.first.bad is not None:
         block, place = made.problem.first.bad
         raise SolverError(
-            f"the residual of {block!r} is not finite at place {place} once the values are "
-            "moved inside the bounds; start inside of them"
+            f"the residual of {block or 'the model'} is not finite at place {place} once "
+            "the values are moved inside the bounds; start inside of them"
         )
     return replace(made, theta=theta)
 
@@ -131,6 +131,8 @@ def _starts(
     made: Setup, settings: Settings, starts: int | Sequence[Tensor], spread: float, seed: int
 ) -> list[Tensor]:
     n = made.theta.numel()
+    if isinstance(starts, int) and starts < 0:
+        raise SolverError(f"starts={starts}; draw none (0) or more, or give free vectors")
     if not isinstance(starts, int):
         for theta in starts:
             if tuple(theta.shape) != (n,):
