@@ -137,7 +137,7 @@ def with_uncertainty(value: float, error: float | None) -> str:
     if error is None or not math.isfinite(error) or error <= 0:
         return f"{value:.6f}".rstrip("0").rstrip(".") if value % 1 else f"{value:.0f}"
     digits = -math.floor(math.log10(error))
-    if round(error * 10**digits) < 2:
+    if round(error * 10.0 ** (digits + 1)) <= 19:
         digits += 1
     shown = round(error * 10.0**digits)
     if digits <= 0:
