@@ -27,6 +27,7 @@ __all__ = [
     "lockstep",
     "logspace",
     "scaled",
+    "shifted",
     "viterbi",
 ]
 
@@ -390,6 +391,21 @@ def abreast(  # type: ignore[no-untyped-def]
     for i in range(K):
         for j in range(K):
             moved[i, j] += pairs[i, j].sum()
+
+
+@_exact
+def shifted(table, shift):  # type: ignore[no-untyped-def]
+    """Take each row's largest off it, and keep it in `shift`; a row of −∞ stays."""
+    for t in range(table.shape[0]):
+        row = table[t]
+        top = row[0]
+        for j in range(1, row.shape[0]):
+            top = max(top, row[j])
+        if not np.isfinite(top):
+            top = 0.0
+        shift[t] = top
+        for j in range(row.shape[0]):
+            row[j] -= top
 
 
 @_exact
