@@ -148,7 +148,7 @@ def solve(project: Project, say: Say | None = None) -> Outcome:
         )
     assert fit is not None
     serial = {name: _lag_one(r) for name, r in fit.residuals.items()}
-    verdicts, clusters = _verdicts(built, fit)
+    verdicts, clusters, said = _verdicts(built, fit)
     return Outcome(
         built,
         fit,
@@ -157,7 +157,7 @@ def solve(project: Project, say: Say | None = None) -> Outcome:
         clusters,
         serial,
         _states(built, fit),
-        tuple(_notes(built, fit, serial)),
+        (*_notes(built, fit, serial), *said),
     )
 
 
@@ -221,10 +221,10 @@ def _clusters(built: Built, fit: Fit) -> list[int] | None:
 
 def _verdicts(
     built: Built, fit: Fit
-) -> tuple[tuple[Verdict, ...], tuple[Mapping[str, float], ...]]:
-    """The score test of every tie, and of all of them by size of the clusters."""
+) -> tuple[tuple[Verdict, ...], tuple[Mapping[str, float], ...], tuple[str, ...]]:
+    """The score test of every tie, of all of them by size of the clusters, and its notes."""
     if not built.ties:
-        return (), ()
+        return (), (), ()
     problem = ""
     if not fit.converged:
         problem = "the fit did not converge"
@@ -233,13 +233,14 @@ def _verdicts(
     elif not every_tie(built.joint):
         problem = "everything tied is fixed"
     if problem:
-        return tuple(Verdict(t.text, t.sites, problem=problem) for t in built.ties), ()
+        return tuple(Verdict(t.text, t.sites, problem=problem) for t in built.ties), (), ()
     try:
         test = fit.score_test(cluster=_clusters(built, fit))
     except EvidenceError as error:
-        return tuple(Verdict(t.text, t.sites, problem=str(error)) for t in built.ties), ()
+        return tuple(Verdict(t.text, t.sites, problem=str(error)) for t in built.ties), (), ()
     found = [_verdict(test, t.text, t.sites, t.tie) for t in built.ties]
-    return tuple(found), tuple(asdict(row) for row in test.clusters)
+    notes = tuple(f"the ties together: {n}" for n in test.notes)
+    return tuple(found), tuple(asdict(row) for row in test.clusters), notes
 
 
 def _verdict(test: ScoreTest, text: str, sites: tuple[str, ...], tie: Any) -> Verdict:
