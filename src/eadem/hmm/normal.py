@@ -31,28 +31,27 @@ _jit: Any = njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"}
 def _squares(X, seen, some, means, weight, out):  # type: ignore[no-untyped-def]
     """out[t, k] −= ½ Σ_f weight[f, k]·(X[t, f] − means[f, k])², over what is seen."""
     for t in range(X.shape[0]):
-        row = out[t]
         for f in range(X.shape[1]):
             if some and not seen[t, f]:
                 continue
             x = X[t, f]
-            for k in range(row.shape[0]):
+            for k in range(out.shape[1]):
                 d = x - means[f, k]
-                row[k] -= 0.5 * weight[f, k] * d * d
+                out[t, k] -= 0.5 * weight[f, k] * d * d
 
 
 @_jit
 def _sums(X, seen, some, posterior, n, s, ss):  # type: ignore[no-untyped-def]
     """n, s and ss (F, C) += Σ γ, Σ γx and Σ γx², over what is seen."""
     for t in range(X.shape[0]):
-        g = posterior[t]
         for f in range(X.shape[1]):
             if some and not seen[t, f]:
                 continue
             x = X[t, f]
-            for k in range(g.shape[0]):
-                w = g[k] * x
-                n[f, k] += g[k]
+            for k in range(posterior.shape[1]):
+                g = posterior[t, k]
+                w = g * x
+                n[f, k] += g
                 s[f, k] += w
                 ss[f, k] += w * x
 
