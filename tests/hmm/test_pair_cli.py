@@ -53,7 +53,7 @@ def test_one_with_each_and_files_out(files, capsys, tmp_path):
 
 
 def test_errors_are_one_line(files, capsys, tmp_path):
-    a, *_ = files
+    a, _, _ = files
     two, odd = tmp_path / "two.fa", tmp_path / "odd.fa"
     two.write_text(">x\nACGT\n>y\nACG\n")
     odd.write_text(">x\nAC*GT\n")

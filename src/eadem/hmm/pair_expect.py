@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -122,7 +123,7 @@ class _Room:
 
     def take(self, name: str, *shape: int) -> Floats:
         """An array of this shape, of any content."""
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         if name not in self.held or self.held[name].size < size:
             self.held[name] = np.empty(size)
         return self.held[name][:size].reshape(shape)
@@ -165,7 +166,7 @@ def _table(by_code: Floats, y: Ints, empty: float) -> Floats:
 
 
 def _move(model: Model) -> Any:
-    return tuple(float(p) for p in model.move)
+    return tuple(model.move.tolist())
 
 
 def likelihoods(model: Model, pairs: Pairs, threads: int = 1) -> Floats:
@@ -228,7 +229,7 @@ def _accumulate(
     """Add one pair's expected counts; its log-likelihood and posteriors of insertions."""
     n, m = len(x), len(y)
     from_x, from_y = np.zeros(n), np.zeros(m)
-    start = limits.starts()
+    start = limits.starts() if posterior.size else limits.low
     value = np.nan
     if odds is not None:
         size = max(8, int(np.sqrt(n + 1)) + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from eadem.hmm.alignment import Alignment
 from eadem.hmm.alphabet import DNA, PROTEIN, Alphabet, SequenceError, guess
@@ -59,7 +60,8 @@ def align_files(
         model.fit(texts, band=band)
     for x, y in pairs:
         names = (x.name, y.name) if x.name != y.name else (f"{x.name}/1", f"{y.name}/2")
-        yield model.align(x.sequence, y.sequence, "mea" if mea else "viterbi", band, names)
+        method: Literal["viterbi", "mea"] = "mea" if mea else "viterbi"
+        yield model.align(x.sequence, y.sequence, method, band, names)
 
 
 def _check(alphabet: Alphabet, record: Record, path: str | os.PathLike[str]) -> None:
