@@ -34,8 +34,8 @@ Claim C31. What is asked, and settled before any run:
   first run compared with the standard errors at the separate fits, which is another point:
   for the slope b of S.alba 0.70 drawn, 0.97 there);
 - *verdict*: one K for Puromycin is accepted at 5 % and one Vm rejected at 0.1 % (Bates & Watts,
-  1988, ch. 3); of all ties, at least one per study is judged alike by F, likelihood ratio and score
-  test, and at least four in all are rejected at 1 % by all three.
+  1988, ch. 3); of all ties, at least one per study is judged alike by F, likelihood ratio and
+  score test, and at least four in all are rejected at 1 % by all three.
 
 The two terms of Indometh keep their order (the fast one first): a fit that starts from the
 separate ones follows them, and exchanging the terms of one subject is another hypothesis.
