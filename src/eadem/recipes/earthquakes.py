@@ -15,10 +15,10 @@ times the rate of a quiet one (`lambdas[1]` is 3 × `lambdas[0]`). The state of 
 held, since one series cannot tell its probability.
 
 Claim C21, its part on a known series. Settled before any run of it: the three log-likelihoods
-are within 0.001 of the known ones and the rates of three states within 0.01; no EM step of any fit
-lowers the log-likelihood beyond rounding; free values are counted with ties and row sums taken
-off; and at the 1 % level the score test and the likelihood ratio come to the same verdict on
-each tie, of which the second is rejected.
+are within 0.001 of the known ones and the rates of three states within 0.01; no EM step of any
+fit lowers the log-likelihood beyond rounding; free values are counted with ties and row sums
+taken off; and at the 1 % level the score test and the likelihood ratio come to the same verdict
+on each tie, of which the second is rejected.
 
 Expected run time: 30 s, 15 s when quick.
 """
