@@ -16,7 +16,7 @@ from eadem.maps import (
     Subspace,
     Toeplitz1d,
 )
-from eadem.maps.base import Constant
+from eadem.maps.constant import Constant
 from eadem.maps.index import Index
 
 MAPS = [

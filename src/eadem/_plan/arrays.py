@@ -18,7 +18,8 @@ from torch import Tensor
 from eadem._plan.plan import Owner, Plan
 from eadem.errors import Unsupported
 from eadem.maps.algebra import _Over, _Side
-from eadem.maps.base import Composed, LinearMap, Map, numel, outside
+from eadem.maps.base import Composed, LinearMap, Map, numel
+from eadem.maps.constant import outside
 from eadem.maps.index import Index
 
 __all__ = ["PlanArrays"]
@@ -162,9 +163,8 @@ class PlanArrays:
             if owner.source is None and name not in needed:
                 start += numel(owner.shape)
                 continue
-            form = _identity(numel(owner.shape))
-            if owner.source is not None:
-                form = self._through(owner.source, form)  # type: ignore[assignment]
+            own = _identity(numel(owner.shape))
+            form = own if owner.source is None else self._through(owner.source, own)
             found[name] = None if form is None else form.moved(start)
             start += numel(owner.shape)
         return found

@@ -145,8 +145,10 @@ class Plan(Map):
         for name, owner in self.owners.items():
             value, source = thetas[name], owner.source
             if source is not None:
-                lin = linear and isinstance(source, LinearMap)
-                value = source.forward(value) if lin else source.expand(value)  # type: ignore[attr-defined]
+                if linear and isinstance(source, LinearMap):
+                    value = source.forward(value)
+                else:
+                    value = source.expand(value)
             roots[name] = value
         parts = []
         for name in self.shapes:
@@ -388,7 +390,7 @@ class LinearPlan(Plan, LinearMap):
                 f"values ({sizes[0]} stored) are counted by the rank of a matrix of {sizes[1]} "
                 f"rows; Eadem builds at most {DENSE_LIMIT}² entries. Hold one site to the tie"
             )
-        return int(torch.linalg.matrix_rank(part.dense(), rtol=RANK_RTOL))  # type: ignore[attr-defined]
+        return int(torch.linalg.matrix_rank(_linear(part).dense(), rtol=RANK_RTOL))
 
     def gram_diagonal(self) -> Tensor | None:
         """How often each free value is used (scale squared), where no dense map is involved."""

@@ -15,7 +15,7 @@ from eadem.bind.names import Sites
 from eadem.bind.ties import Tie
 from eadem.bind.untie import twin
 from eadem.errors import NoSuchSite
-from eadem.maps.base import on_cpu
+from eadem.maps.constant import on_cpu
 
 __all__ = ["at_sites", "site_coordinates", "trainable", "without"]
 

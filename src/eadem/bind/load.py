@@ -16,7 +16,8 @@ from eadem.bind.names import Sites
 from eadem.bind.split import refuse_full
 from eadem.bind.written import agree
 from eadem.errors import RecordError, TieConflict
-from eadem.maps.base import numel, on_cpu
+from eadem.maps.base import numel
+from eadem.maps.constant import on_cpu
 
 __all__ = ["ABSENT", "ARRAYS", "lifted", "load_hook"]
 

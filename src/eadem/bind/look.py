@@ -26,7 +26,8 @@ from eadem.bind.names import Sites
 from eadem.bind.split import full, is_split, put
 from eadem.bind.ties import Tie
 from eadem.errors import ShapeError, TieBroken
-from eadem.maps.base import LinearMap, Map, Shape, numel, on_cpu
+from eadem.maps.base import LinearMap, Map, Shape, numel
+from eadem.maps.constant import on_cpu
 from eadem.maps.index import Indexed, Reshape
 from eadem.maps.remainder import Factors
 from eadem.maps.view import ViewMap
@@ -178,7 +179,8 @@ def readers(model: nn.Module) -> list[Reader]:
 
 def free_vector(model: nn.Module) -> Tensor:
     """All free values, flat, detached, in the order of `model.parameters()`."""
-    return torch.cat([full(p.detach()).reshape(-1) for p in model.parameters()])
+    parts = [full(p.detach()).reshape(-1) for p in model.parameters()]
+    return torch.cat(parts) if parts else torch.zeros(0)
 
 
 @torch.no_grad()

@@ -32,7 +32,8 @@ from eadem.bind.names import Sites
 from eadem.bind.split import refuse_split
 from eadem.bind.ties import Tie
 from eadem.errors import NoSuchSite, TieConflict, nearest
-from eadem.maps.base import LinearMap, Map, Shape, numel, on_cpu
+from eadem.maps.base import LinearMap, Map, Shape, numel
+from eadem.maps.constant import on_cpu
 
 __all__ = ["own_values", "remaining", "remap", "site_map"]
 

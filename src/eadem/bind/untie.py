@@ -24,7 +24,7 @@ from eadem.bind.names import Sites
 from eadem.bind.remap import remaining
 from eadem.bind.split import refuse_split
 from eadem.errors import NoSuchSite, nearest
-from eadem.maps.base import on_cpu
+from eadem.maps.constant import on_cpu
 from eadem.maps.view import ViewMap
 
 

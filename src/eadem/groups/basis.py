@@ -24,7 +24,8 @@ from eadem.groups.orbit import signed_index
 from eadem.groups.orbits import components
 from eadem.groups.representation import Representation
 from eadem.groups.signed import Signed
-from eadem.maps.base import Constant, LinearMap, Shape
+from eadem.maps.base import LinearMap, Shape
+from eadem.maps.constant import Constant
 from eadem.maps.index import Index
 
 __all__ = ["Block", "Blockwise", "bases", "blocks", "exact_index"]

@@ -30,7 +30,8 @@ from eadem.groups.interpolated import Interpolated, is_interpolated
 from eadem.groups.isotypic import Isotypic, decompose, trusted_parts
 from eadem.groups.representation import Representation
 from eadem.groups.written import group_from, representation_from
-from eadem.maps.base import LinearMap, Shape, outside
+from eadem.maps.base import LinearMap, Shape
+from eadem.maps.constant import outside
 from eadem.maps.index import Index, Indexed
 
 __all__ = ["Equivariant"]

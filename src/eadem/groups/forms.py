@@ -14,7 +14,8 @@ from eadem.groups.group import Group, Matrix, Word
 from eadem.groups.images import Image, broken, dense, distance, kron, power, product
 from eadem.groups.orbits import components
 from eadem.groups.signed import Signed
-from eadem.maps.base import numel, outside
+from eadem.maps.base import numel
+from eadem.maps.constant import outside
 
 __all__ = [
     "Image",

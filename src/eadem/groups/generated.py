@@ -13,7 +13,7 @@ from torch import Tensor
 from eadem.errors import GroupError
 from eadem.groups.families import compose_points, cyclic_chain, enumerate_by
 from eadem.groups.group import ELEMENTS, Group, Matrix, Places, Relation, Word, snapped, whole
-from eadem.maps.base import outside
+from eadem.maps.constant import outside
 
 __all__ = ["Generated", "generated"]
 

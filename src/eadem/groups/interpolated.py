@@ -19,7 +19,8 @@ from eadem.errors import GroupError
 from eadem.groups.group import Matrix
 from eadem.groups.representation import Representation
 from eadem.groups.signed import Signed
-from eadem.maps.base import Constant, LinearMap, Shape, numel
+from eadem.maps.base import LinearMap, Shape, numel
+from eadem.maps.constant import Constant
 
 __all__ = ["Interpolated", "is_interpolated", "turned"]
 

@@ -33,7 +33,8 @@ from eadem.groups.invariants import (
 )
 from eadem.groups.representation import Representation
 from eadem.groups.signed import Signed
-from eadem.maps.base import Constant, LinearMap, Shape, numel
+from eadem.maps.base import LinearMap, Shape, numel
+from eadem.maps.constant import Constant
 
 __all__ = ["Isotypic", "decompose", "trusted_parts"]
 

@@ -23,7 +23,7 @@ from eadem.errors import GroupError
 from eadem.groups.generated import tensors_of
 from eadem.groups.group import Group, Matrix, Places, Relation, whole
 from eadem.groups.representation import Representation
-from eadem.maps.base import outside
+from eadem.maps.constant import outside
 
 __all__ = ["Lie", "lie", "lorentz", "so"]
 

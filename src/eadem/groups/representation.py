@@ -40,7 +40,7 @@ from eadem.groups.forms import (
 from eadem.groups.group import Group, Matrix, Word, same, whole
 from eadem.groups.images import TOLERANCE, broken
 from eadem.groups.signed import Signed
-from eadem.maps.base import outside
+from eadem.maps.constant import outside
 
 __all__ = ["Image", "Representation", "given"]
 

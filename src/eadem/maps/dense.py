@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from eadem.errors import ShapeError
-from eadem.maps.base import Constant, LinearMap, Shape, numel
+from eadem.maps.base import LinearMap, Shape, numel
+from eadem.maps.constant import Constant
 
 __all__ = ["Dense"]
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from eadem.errors import ShapeError
-from eadem.maps.base import Constant, LinearMap, Shape, numel, outside
+from eadem.maps.base import LinearMap, Shape, numel
+from eadem.maps.constant import Constant, outside
 
 __all__ = ["Index", "IndexMap", "Indexed", "Reshape"]
 

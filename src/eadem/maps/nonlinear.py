@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from eadem.errors import ShapeError, TieConflict, Unsupported
-from eadem.maps.base import Constant, LinearMap, Map, Shape, numel
+from eadem.maps.base import LinearMap, Map, Shape, numel
+from eadem.maps.constant import Constant
 from eadem.maps.index import Index, IndexMap
 
 __all__ = ["Bounded", "Diagonal", "Elementwise", "Function", "Jacobian", "Positive"]

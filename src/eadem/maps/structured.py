@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from eadem.errors import ShapeError, Unsupported
-from eadem.maps.base import Constant, LinearMap, Shape, numel, outside
+from eadem.maps.base import LinearMap, Shape, numel
+from eadem.maps.constant import Constant, outside
 from eadem.maps.index import Index, IndexMap
 from eadem.maps.view import axis
 
@@ -43,7 +44,10 @@ def _own(value: object, what: str) -> Tensor:
     """A private CPU copy of `value`, usable in and out of inference mode."""
     try:
         with outside():
-            return torch.as_tensor(value).detach().cpu().clone()
+            found = torch.as_tensor(value)
+            if found.is_floating_point() and not isinstance(value, Tensor):
+                found = torch.as_tensor(value, dtype=torch.float64)  # 1/3 as it was given
+            return found.detach().cpu().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise Unsupported(
             f"{what} must be a number, a tensor or nested lists of numbers, "

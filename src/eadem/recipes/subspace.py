@@ -26,7 +26,7 @@ Claim C29. Equal for all: the data. Expected run time: 4 minutes, 20 s when quic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -247,9 +247,8 @@ def run(context: Context) -> None:
 def _claims(context: Context, splits: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Claim C29, in three parts."""
     tied = plan_of(INDEX, COEFFICIENTS)
-    lift: Callable[[Tensor], Tensor] = lambda v: tied.expand(tied.lift(v)).reshape(-1)  # noqa: E731
-    every = torch.eye(COEFFICIENTS, dtype=torch.float64)
-    onto = torch.stack([lift(e.reshape(tied.out_shape)) for e in every])
+    every = torch.eye(COEFFICIENTS, dtype=torch.float64).reshape(-1, *tied.out_shape)
+    onto = torch.stack([tied.expand(tied.lift(e)).reshape(-1) for e in every])
     exact = max(found["projection"], float((onto @ onto - onto).abs().max()))
     rank = int(torch.linalg.matrix_rank(onto))
     context.claim(

@@ -69,7 +69,8 @@ class _Reduced:
     triangle: Tensor
 
     @property
-    def l(self) -> int:  # noqa: E743
+    def width(self) -> int:
+        """How many columns are a block's own."""
         return self.at_own.shape[1]
 
     @property
@@ -170,11 +171,11 @@ class Arrow:
             if held is not None and bool(held.any()):
                 kept = (~held[p.columns]).to(rows)
                 rows = rows * torch.cat([kept, kept.new_ones(len(kept), 1)], 1).unsqueeze(1)
-            if p.l:
-                extra = rows.new_zeros(len(rows), p.l, rows.shape[-1])
-                extra[:, :, : p.l] = torch.diag_embed(damping[p.at_own])
+            if p.width:
+                extra = rows.new_zeros(len(rows), p.width, rows.shape[-1])
+                extra[:, :, : p.width] = torch.diag_embed(damping[p.at_own])
                 rows = triangle(torch.cat([rows, extra], 1))
-            head, rest = rows[:, : p.l], rows[:, p.l :, p.l :]
+            head, rest = rows[:, : p.width], rows[:, p.width :, p.width :]
             own.append(_Own(p.at_own, place[p.at_shared], head))
             tail = _gathered(tail, rest, place[p.at_shared])
         return Factor(self.n, self.shared, own, tail)
@@ -271,12 +272,6 @@ class Factor:
         for p, y in zip(self.own, half, strict=True):
             found[p.at] = _back(p.upper, y - p.across @ shared[p.place])
         return found.reshape(right.shape)
-
-    def covariances(self, place: Tensor) -> Tensor:
-        """(JᵀJ + D²)⁻¹ among the columns `place` (k,): (k, k)."""
-        unit = torch.zeros(self.n, len(place), dtype=torch.float64)
-        unit[place, torch.arange(len(place))] = 1.0
-        return self.solve(unit)[place]
 
     def block_covariances(self, part: int) -> Tensor:
         """(JᵀJ + D²)⁻¹ among the own and shared columns of each block of a part,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from eadem import bind
 from eadem._plan import Declaration, resolve
 from eadem.errors import EademError, RecordError, Unsupported
-from eadem.maps.base import on_cpu
+from eadem.maps.constant import on_cpu
 from eadem.store.layout import DTYPES, Stored, TensorFile, loads, write
 from eadem.store.records import PREFIX, Record, declarations, declare, record_and_arrays
 from eadem.store.schema import FORMAT, checked, digests

@@ -117,7 +117,9 @@ def _read_at(file: BinaryIO, at: int, into: memoryview) -> int:
     if hasattr(os, "preadv"):
         return os.preadv(file.fileno(), [into], at)
     file.seek(at)
-    return int(file.readinto(into))  # type: ignore[attr-defined]
+    found = file.read(len(into))
+    into[: len(found)] = found
+    return len(found)
 
 
 def _memory(target: Tensor) -> memoryview:

@@ -15,7 +15,8 @@ from eadem import bind
 from eadem._plan import Declaration, Entry, Plan, Site, resolve
 from eadem.errors import EademError, RecordError
 from eadem.maps.algebra import Blocks, LinearBlocks, LinearStack, Stack
-from eadem.maps.base import Composed, LinearComposed, Map, Shape, numel, on_cpu
+from eadem.maps.base import Composed, LinearComposed, Map, Shape, numel
+from eadem.maps.constant import on_cpu
 from eadem.maps.spec import from_spec, to_spec
 from eadem.maps.view import View, Viewed
 from eadem.store.schema import FORMAT, INLINE_BYTES, VERSION, checked
