@@ -89,7 +89,8 @@ def report(folder: Path) -> None:
         eyebrow="eadem run earthquakes",
         lede="Years of few, of some and of many great earthquakes follow each other as a "
         "Markov chain. The greatest likelihoods of this series are known, so the fits can be "
-        "checked; and what one believes of the years is a tie that the series can judge.",
+        "checked; and what one believes of the years is a tie that the series itself can "
+        "judge.",
         facts=[
             ("107", "years"),
             (_rates(fits[-1]["rates"]), "earthquakes a year in the three states"),
