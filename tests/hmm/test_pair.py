@@ -144,6 +144,24 @@ def test_lost_digits_are_found_in_logarithms():
     np.testing.assert_allclose(got.match.sum(1) + got.insert_x, 1, atol=1e-10)
 
 
+@pytest.mark.parametrize("length", [400, 1500])
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_long_insertion_before_a_relative_keeps_its_digits(length, swap):
+    """In one row, the best path lies up to 1e-900 below others, and wins only later."""
+    rng = np.random.default_rng(2)
+    model = PairHMM(DNA, symmetric=True)
+    with torch.no_grad():
+        model.gap_extend.fill_(0.25)
+    core = letters(rng, 150)
+    pair = (np.concatenate([letters(rng, length), core]), core)
+    x, y = pair[::-1] if swap else pair
+    expected = in_logs(probabilities(model), x, y)
+    assert model.score([(x, y)]) == pytest.approx(expected, rel=1e-12)
+    got = model.posterior(x, y)
+    assert got.log_likelihood == pytest.approx(expected, rel=1e-12)
+    assert got.match.sum() == pytest.approx(150, abs=1.0)
+
+
 def test_an_insert_state_may_refuse_a_letter():
     model = random_model(seed=2)
     with torch.no_grad():

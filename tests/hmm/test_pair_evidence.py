@@ -23,9 +23,9 @@ def test_free_values_are_counted_by_rank(alphabet, a):
 def fits():
     truth = PairHMM("AB", symmetric=True)
     with torch.no_grad():
-        dict(truth.named_parameters())["end"].fill_(0.02)
+        dict(truth.named_parameters())["end"].fill_(0.04)
         truth.gap_open.fill_(0.06)
-    pairs, _ = truth.sample(300, random_state=5)
+    pairs, _ = truth.sample(120, random_state=5)
     tied, apart = PairHMM("AB", symmetric=True), PairHMM("AB")
     for model in (tied, apart):
         model.fit(pairs, n_iter=500, tol=1e-9)
@@ -35,11 +35,12 @@ def fits():
 def test_score_and_likelihood_ratio_agree(fits):
     tied, apart, pairs = fits
     score = eadem.score_test(tied, PairHMM.log_density, [pairs])
-    ratio = eadem.likelihood_ratio_test(tied, apart, PairHMM.log_density, [pairs])
-    wald = eadem.wald_test(tied, apart, PairHMM.log_density, [pairs])
+    given = (tied, apart, PairHMM.log_density, [pairs])
+    ratio = eadem.likelihood_ratio_test(*given, information="outer")
+    wald = eadem.wald_test(*given, information="outer")
     assert score.df == ratio.df == wald.df == 4
     assert score.statistic == pytest.approx(ratio.statistic, rel=0.15)
-    assert wald.statistic == pytest.approx(ratio.statistic, rel=0.15)
+    assert wald.statistic == pytest.approx(ratio.statistic, rel=0.4)
     assert ratio.statistic == pytest.approx(2 * (apart.score(pairs) - tied.score(pairs)))
     assert min(score.pvalue, ratio.pvalue, wald.pvalue) > 1e-3
     alone = eadem.score_test(tied, PairHMM.log_density, pairs, information="outer")

@@ -132,12 +132,12 @@ def test_symmetric_is_four_ties():
 
 def test_a_fit_finds_what_was_sampled():
     truth = random_model(seed=6, gaps=(0.05, 0.1))
-    pairs, _ = truth.sample(400, random_state=1)
-    model = PairHMM(DNA).fit(pairs, n_iter=200, tol=1e-8)
+    pairs, _ = truth.sample(150, random_state=1)
+    model = PairHMM(DNA).fit(pairs, n_iter=200, tol=1e-7)
     assert model.monitor_.converged
     assert model.score(pairs) > truth.score(pairs)
     for name, value in values(truth).items():
-        torch.testing.assert_close(values(model)[name], value, rtol=0.25, atol=0.015)
+        torch.testing.assert_close(values(model)[name], value, rtol=0.3, atol=0.03)
     slopes = torch.autograd.grad(model.log_density(pairs).sum(), list(model.parameters()))
     named = dict(zip((n for n, _ in model.named_parameters()), slopes, strict=True))
     match, inside = named["match"].numpy(), values(model)["match"].numpy() > 1e-3

@@ -21,6 +21,8 @@ Ints = npt.NDArray[np.int64]
 
 #: Odds above this are left to the recursions in logarithms.
 STEEP = 1e50
+#: A larger share of a likelihood must not come from the floor of the recursion.
+EXACT = 1e-13
 #: Places of the names in `Model.move`.
 MOVES = ("M→M", "M→X", "M→Y", "X→X", "X→M", "Y→Y", "Y→M", "end")
 
@@ -169,6 +171,22 @@ def _move(model: Model) -> Any:
     return tuple(model.move.tolist())
 
 
+def _scaled(x: Ints, table: Floats, move: Any, limits: Limits) -> float:
+    """The log odds by the scaled recursion; NaN where its floor would show.
+
+    What comes from the floor is proportional to it. Where the bound does not exclude it, a
+    second pass with twice the floor measures it.
+    """
+    floor, steep = kernels.FLOOR_ALONE, math.log(max(1.0, float(table.max())))
+    low, high = limits.low, limits.high
+    value, share = kernels.forward(x, table, move, low, high, floor, steep)
+    if not share < math.log(EXACT):
+        again, _ = kernels.forward(x, table, move, low, high, 2 * floor, steep)
+        if not again - value < EXACT * max(1.0, abs(value)):
+            return math.nan
+    return float(value)
+
+
 def likelihoods(model: Model, pairs: Pairs, threads: int = 1) -> Floats:
     """The log-likelihood of each pair; −∞ where it is impossible."""
     odds, ln = model.odds(), model.logs()
@@ -179,8 +197,7 @@ def likelihoods(model: Model, pairs: Pairs, threads: int = 1) -> Floats:
         limits = Limits.of(len(x), len(y), pairs.band)
         value = np.nan
         if odds is not None:
-            table = _table(odds, y, 0.0)
-            value = kernels.forward(x, table, _move(model), limits.low, limits.high)
+            value = _scaled(x, _table(odds, y, 0.0), _move(model), limits)
             value += ln.insert_x[x].sum() + ln.insert_y[y].sum()
         if np.isnan(value):
             table = _table(ln.match, y, -np.inf)

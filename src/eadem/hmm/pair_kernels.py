@@ -117,27 +117,37 @@ def _begin(f, move, floor, width):  # type: ignore[no-untyped-def]
 
 
 @_fast
-def forward(x, table, move, low, high):  # type: ignore[no-untyped-def]
-    """The log odds of both sequences; NaN where digits were lost."""
+def forward(x, table, move, low, high, floor, steep):  # type: ignore[no-untyped-def]
+    """The log odds of both sequences, NaN where digits were lost; and what the floor may add.
+
+    The second is the logarithm of a bound on the share of the total that comes from `floor`:
+    every place of a row starts with it anew, and what follows gains at most exp(steep), the
+    largest odds, with each pair of letters.
+    """
     n, places = x.shape[0], table.shape[1]
     m = places - 3
     f0, f1 = np.zeros((3, places)), np.zeros((3, places))
-    _begin(f0, move, FLOOR_ALONE, high[0] + 1)
+    _begin(f0, move, floor, high[0] + 1)
     s, total = TOP, 0.0
+    reach = min(n, m) * steep
     for i in range(1, n + 1):
         r = TOP / s
         total -= np.log(r)
+        reach = max(reach, total + min(n - i, m) * steep)
         lo = low[i]
         width = high[i] - lo + 1
         p = table[x[i - 1], lo:]
-        s = _next(p, f0[:, lo:], f1[:, lo:], move, r, FLOOR_ALONE, width, width + 1)
+        s = _next(p, f0[:, lo:], f1[:, lo:], move, r, floor, width, width + 1)
         if not (s > 0 and s < HUGE):
-            return np.nan
+            return np.nan, np.nan
         f0, f1 = f1, f0
     last = f0[0, m + 1] + f0[1, m + 1] + f0[2, m + 1]
     if not last > LOST_ALONE:
-        return np.nan
-    return total + np.log(move[7]) + np.log(last / TOP)
+        return np.nan, np.nan
+    found = total + np.log(last / TOP)
+    cells = 2.0 * (n + 1.0) * (m + 1.0)
+    share = reach + np.log(cells) + np.log(floor) - np.log(TOP) - found
+    return found + np.log(move[7]), share
 
 
 @_fast
@@ -310,7 +320,7 @@ def forward_backward(  # type: ignore[no-untyped-def]
                 _paired(by_letter[x[i - 1], lo + 1 :], found, bm[lo + 1 :])
                 if posterior.shape[0] > 0:
                     _posterior(posterior[start[i] :], found, bm[lo + 1 :], 1.0 / TOP)
-    if not abs(bm[1] - 1.0) < 1e-8:
+    if not abs(bm[1] - 1.0) < 1e-10:
         return np.nan
     for k in range(10):
         counts[k] += each[k] / TOP
