@@ -7,8 +7,11 @@ change when the sequences are swapped; with the first three it cannot but for th
 emissions, and the data can be asked whether they agree.
 
 Real data, from the tutorial of HMMER (BSD-3): 100 copies of the human transposon MADE1 in 50
-pairs of different copies, and four globins. Claim C22, its predicate settled with pilot runs at
-seeds 7 and 8, where the sizes of the simulation and the limits of its false alarms were chosen:
+pairs of different copies, and four globins. Claim C22, its predicate settled with pilot runs.
+The first, at seed 7, failed: the score test from outer products raised 25 % false alarms, and a
+gap opening twice as frequent was found in two thirds of the draws. So the information is the
+observed one, the departure threefold, and false alarms up to 15 % are let pass; seed 8 then
+held:
 
 - *swap*: fitted to the 50 pairs under all ties, no pair's log-likelihood changes by more than
   1e-10 when it is swapped; under the insertion ties alone it does not either, once `match` is
