@@ -265,18 +265,19 @@ def _notes(built: Built, fit: Fit, serial: Mapping[str, float]) -> list[str]:
     for name, lag in serial.items():
         n = fit.residuals[name].numel()
         if abs(lag) > 2 / math.sqrt(n) and n > 4:
+            how = "follow one another" if lag > 0 else "alternate"
             text = (
-                f"{name}: the residuals follow one another (lag-one autocorrelation "
-                f"{lag:+.2f}, ±{2 / math.sqrt(n):.2f} would be chance); "
+                f"{name}: the residuals {how} (lag-one autocorrelation {lag:+.2f}, "
+                f"±{2 / math.sqrt(n):.2f} would be chance), so standard errors and p-values "
+                f"that treat them as independent are too {'small' if lag > 0 else 'large'}: "
             )
             if built.project.options.cluster is None:
                 text += (
-                    "standard errors and p-values that treat them as independent are too "
-                    "small. Mend the curve, or set cluster = … in [options] to the length over "
-                    "which they hang together and read the robust p-values"
+                    "mend the curve, or set cluster = … in [options] to the length over which "
+                    "they hang together and read the robust p-values"
                 )
             else:
-                text += "read the robust p-values; standard errors are too small"
+                text += "read the robust p-values"
             notes.append(text)
     if fit.absolute_sigma and fit.dof > 0:
         spread = 3 * math.sqrt(2 / fit.dof)

@@ -138,7 +138,7 @@ def _ties(outcome: Outcome) -> page.Section:
         known = not math.isnan(v.pvalue)
         rows.append(
             [
-                _short(v.tie, 60),
+                _short(v.tie, 44),
                 v.word(cluster is not None),
                 change if known else "",
                 f"{significant(v.statistic)} ({v.df})" if known else "",
@@ -222,23 +222,23 @@ def _data(outcome: Outcome) -> page.Section:
             [
                 d.name,
                 "" if d.observed is None else d.observed.file,
+                "" if d.observed is None else d.observed.errors,
                 count(n),
                 out,
                 significant(chi2, 4),
                 significant(chi2 / n),
                 f"{outcome.serial[d.name]:+.2f}".replace("-", "−"),
-                "" if d.observed is None else d.observed.errors,
             ]
         )
     columns = (
         "data set",
         "file",
+        "weights",
         "observations",
         "left out",
         "χ²",
         "χ² per observation",
         "lag-one autocorrelation",
-        "weights",
     )
     text = (
         "The autocorrelation is that of residuals one after another; about zero where they are "
@@ -247,7 +247,7 @@ def _data(outcome: Outcome) -> page.Section:
     curves = [
         [d.name, _short(d.curve.text, 110)] for d in outcome.project.data if d.curve is not None
     ]
-    blocks = [page.table(columns, rows, (2, 3, 4, 5, 6))]
+    blocks = [page.table(columns, rows, (3, 4, 5, 6, 7))]
     if curves:
         blocks.append(page.table(("data set", "curve"), curves))
     return page.Section("data", "Data sets", text, blocks)

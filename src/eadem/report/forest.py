@@ -139,7 +139,7 @@ def _pvalues(
     kind: str,
 ) -> str:
     width, left = size
-    top, line, right = 12.0, 24.0, 16.0
+    top, line, right = 20.0, 24.0, 16.0
     base = top + line * len(rows)
 
     def at(p: float) -> float:
@@ -154,9 +154,9 @@ def _pvalues(
         for d in decades
     ]
     out.append(
-        f'<line class="axis" x1="{at(level):.1f}" x2="{at(level):.1f}" y1="4" y2="{base:g}" '
-        f'stroke-dasharray="4 3"/><text class="tick" x="{at(level) - 5:.1f}" y="{base + 17:g}" '
-        f'text-anchor="end">{level:g}</text>'
+        f'<line class="axis" x1="{at(level):.1f}" x2="{at(level):.1f}" y1="{top - 4:g}" '
+        f'y2="{base:g}" stroke-dasharray="4 3"/><text class="tick" x="{at(level):.1f}" '
+        f'y="{top - 8:g}" text-anchor="middle">{level:g}</text>'
     )
     for i, (name, found) in enumerate(rows):
         y = top + line * (i + 0.5)

@@ -127,7 +127,7 @@ def _draw(panel: Panel, width: float, height: float, kind: str) -> str:
     ]
     parts.append(_dots(dots, x, y, 4.4 if small else 5.0, "s0"))
     if panel.residuals:
-        parts.append(_strip(panel, x, height - bottom - strip + 16.0, height - bottom, width))
+        parts.append(_strip(panel, x, height - bottom - strip + 22.0, height - bottom, width))
     tip = f"{panel.title}: {len(dots)} observations"
     return (
         f'<svg class="{kind}" viewBox="0 0 {width:g} {height:g}" role="img" '
@@ -213,12 +213,13 @@ def _strip(panel: Panel, x: _Scale, top: float, base: float, width: float) -> st
     step = ticks(0.0, most, 4)[-1]
     marks = "".join(
         f'<text class="tick" x="{x.start - 6:g}" y="{y(v) + 4:.1f}" text-anchor="end">'
-        f"{v:g}</text>".replace("-", "−")
-        for v in (-step, 0.0, step)
+        f"{sign}{abs(v):g}</text>"
+        for sign, v in (("−", -step), ("", 0.0), ("", step))
     )
+    label = f'<text class="label" x="{x.end:g}" y="{top - 2:g}" text-anchor="end">'
     return (
         f'<line class="axis" x1="{x.start:g}" x2="{x.end:g}" y1="{zero:.1f}" '
         f'y2="{zero:.1f}"/>{marks}'
-        f'<text class="label" x="{x.start + 4:g}" y="{top - 2:g}">residual / σ</text>'
+        f"{label}residual / σ</text>"
         f"{_dots(found, x, y, 4.0, 's2')}"
     )
