@@ -286,7 +286,7 @@ def test_a_second_phase_and_a_direction(folder):
         "background = 3", 'background = 3\nphases = ["PbSO4", "NaCl"]\n'
         "preferred = {NaCl = [0, 0, 1]}",
     )  # fmt: skip
-    built = started(folder, '[phase.NaCl]\ncif = "salt.cif"\n' + text)
+    built = started(folder, text + '[phase.NaCl]\ncif = "salt.cif"\n')
     state = {n: e for n, e in built.entries.items() if ".NaCl." in n}
     assert state["neutron.NaCl.cell.a"].leads
     assert state["neutron.NaCl.cell.b"].follows
@@ -369,7 +369,7 @@ def test_what_does_not_fit_together_is_named(folder, text, said):
 FILES = [
     ("start.cif", "loop_ \n", "loop_ \n _x 'abc\n", r"^start.cif:30:9: is no CIF: untermin"),
     ("start.cif", "data_pbso4", "dta_pbso4", r"^start.cif:3:1: is no CIF: expected block"),
-    ("start.cif", "0.18820", "abc", r"^start.cif:40:1: .*atom 'Pb' lacks a coordinate"),
+    ("start.cif", "0.18820", "abc", r"^start.cif:39:1: .*atom 'Pb' lacks a coordinate"),
     ("start.cif", "_cell_length_a", "_cell_length_q", r"^start.cif: .*the cell is missing"),
     ("start.cif", "beta   90", "beta   95", r"^start.cif: the cell does not have the symm"),
     ("neutron.xye", "20.0", "20.O", r"^neutron.xye:\d+:1: '20.O.*' is not a finite number"),
