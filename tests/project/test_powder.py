@@ -410,3 +410,50 @@ def test_fullprofs_records_are_read(folder):
     known = started(folder, NEUTRON).powder["neutron"]
     found = started(folder, text).powder["neutron"]
     torch.testing.assert_close(found.sigma, known.sigma)
+
+
+def test_single_numbers_are_tied_beside_the_structure(folder):
+    text = PROJECT + '[ties]\nequal = [["neutron.*.u_iso.O1", "neutron.*.u_iso.O2"]]\n'
+    text += 'start = {"*.PbSO4.u_iso" = [0.01, 0.01, 0.02, 0.03, 0.01]}\n'
+    text = text.replace("start = {", "[start]\n", 1).replace("]}", "]")
+    found = solve(project(folder, text + STAGES.replace("*.PbSO4.cell", "*.PbSO4.u_iso")))
+    for name in ("neutron", "xray"):
+        u = found.fit.values[f"{name}.PbSO4.u_iso"].tolist()
+        assert u[2] == u[3]
+        assert len(set(u)) == 4
+    assert found.state["neutron.PbSO4.u_iso.O1"] == "free"
+    assert found.state["xray.PbSO4.u_iso.O1"] == "tied"
+    oxygens = found.verdicts[0]
+    assert oxygens.tie == "neutron.*.u_iso.O1 = neutron.*.u_iso.O2"
+    assert oxygens.df == 1
+    wanted = found.fit.score_test(release=found.built.ties[0].tie)
+    assert oxygens.statistic == pytest.approx(wanted.statistic)
+    assert set(oxygens.changes) == {"neutron.PbSO4.u_iso.O1", "neutron.PbSO4.u_iso.O2"}
+
+
+def test_the_command_line(folder, monkeypatch, capsys):
+    from eadem.cli import main
+
+    text = PROJECT + '[[stage]]\nfree = ["*.scale", "*.background"]\n'
+    project(folder, text)
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as done:
+        main(["fit", "pbso4.toml", "--quiet"])
+    assert not done.value.code
+    out = capsys.readouterr().out
+    assert "neutron: Rwp " in out
+    assert "neutron.background[2]" in out
+    assert "neutron.PbSO4.cell.a" not in out
+    assert "tie *.PbSO4.cell: everything tied is fixed" in out
+    written = {p.name for p in (folder / "pbso4-fit").iterdir()}
+    assert written == {
+        "PbSO4.cif", "fit.json", "neutron.csv", "neutron.reflections.csv", "report.html",
+        "values.csv", "xray.csv", "xray.reflections.csv",
+    }  # fmt: skip
+    project(folder, text.replace("wavelength = 1.909", "wavelenth = 1.909"))
+    with pytest.raises(SystemExit) as done:
+        main(["fit", "pbso4.toml"])
+    assert done.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("eadem: pbso4.toml:11:1: there is no key 'wavelenth'; nearest: ")
+    assert said.count("\n") == 1

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from eadem.bind import Tie, plan, site_values, tie
 from eadem.errors import EademError, nearest
 from eadem.joint import Joint
-from eadem.maps import Affine, Function, Gather, Map, Same
 from eadem.project.block import CurveBlock
 from eadem.project.document import Path_
-from eadem.project.entries import Entry, entries
+from eadem.project.entries import Entry, entries, named, part
 from eadem.project.errors import ProjectError, at
 from eadem.project.expression import Expression
+from eadem.project.formula import maps
 from eadem.project.spec import Function as Formula
 from eadem.project.spec import Given, Project
 
@@ -30,7 +30,7 @@ __all__ = ["Built", "Declared", "build", "matches"]
 
 @dataclass(frozen=True, eq=False)
 class Declared:
-    """One tie of a project: how it was written, and the sites that it holds."""
+    """One tie of a project: how it was written, and the sites or single numbers it holds."""
 
     text: str
     sites: tuple[str, ...]
@@ -67,6 +67,11 @@ class Built:
         moving = {n for n, p in self.joint.named_parameters() if p.requires_grad}
         return moving.isdisjoint(owners)
 
+    def owners_of(self, tied: Declared) -> frozenset[str]:
+        """The parameters that what a tie holds comes from."""
+        every = (self.owners.get(s) or self.entries[s].owners for s in tied.sites)
+        return frozenset().union(*every)
+
     def sites(self) -> tuple[str, ...]:
         """Every site of the model."""
         return tuple(self.owners)
@@ -87,7 +92,8 @@ def matches(pattern: str, sites: Iterable[str]) -> list[str]:
 
 class _Building:
     """What is known while a project is put together. `told`: the starts and fixed values that
-    are written, by site; `held`: sites that are not refined unless asked for.
+    are written, by site; `held`: sites that are not refined unless asked for; `single`: site
+    and place of the numbers of sites that have several, by name.
     """
 
     def __init__(self, project: Project) -> None:
@@ -96,6 +102,7 @@ class _Building:
         self.powder: dict[str, PowderBlock] = {}
         self.held: set[str] = set()
         self.told: dict[str, Tensor] = {}
+        self.single: dict[str, tuple[str, int]] = {}
         if project.phases:
             from eadem.project.powder import phase_tables
 
@@ -110,6 +117,10 @@ class _Building:
                 self.guesses[f"{d.name}.{n}"] = p.detach().clone()
                 if not p.requires_grad:
                     self.held.add(f"{d.name}.{n}")
+                if p.numel() > 1:
+                    site = f"{d.name}.{n}"
+                    names = named(site, tuple(p.shape), made.labels.get(n, ()))
+                    self.single |= {name: (site, i) for i, name in enumerate(names)}
         self.known = list(self.guesses)
         self.scalars = [s for s, g in self.guesses.items() if g is None or g.ndim == 0]
 
@@ -158,11 +169,25 @@ class _Building:
             found[site] = (f, expression)
         return found
 
+    def tied(self, pattern: str, path: Path_) -> list[str]:
+        """The sites of a pattern, or the single numbers where it means no site."""
+        single = [] if matches(pattern, self.known) else matches(pattern, self.single)
+        return single or self.meant(pattern, path)
+
+    def part(self, name: str) -> str:
+        """A site or a single number as `eadem.tie` knows it."""
+        if name not in self.single:
+            return name
+        site, place = self.single[name]
+        guess = self.guesses[site]
+        assert guess is not None
+        return part(site, place, tuple(guess.shape))
+
     def groups(self) -> list[tuple[tuple[str, ...], str, Path_]]:
         """The equalities: sites, text and place."""
         found = []
         for patterns, path in self.project.equal:
-            sites = list(dict.fromkeys(s for p in patterns for s in self.meant(p, path)))
+            sites = list(dict.fromkeys(s for p in patterns for s in self.tied(p, path)))
             if len(sites) < 2:
                 raise self.document.error(
                     path, f"equal = {list(patterns)} is one parameter only: {sites[0]}"
@@ -170,7 +195,7 @@ class _Building:
             shapes = {
                 None if g is None else tuple(g.shape): s
                 for s in sites
-                for g in [self.guesses[s]]
+                for g in [torch.zeros(()) if s in self.single else self.guesses[s]]
             }
             if len(shapes.keys() - {None}) > 1:
                 a, b, *_ = (s for shape, s in shapes.items() if shape is not None)
@@ -288,9 +313,9 @@ def _fixed(
     b: _Building, formulas: Mapping[str, tuple[Formula, Expression]]
 ) -> dict[str, Tensor | None]:
     found: dict[str, Tensor | None] = {}
-    for site, value, path, named in b.each(b.project.fixed):
+    for site, value, path, by_name in b.each(b.project.fixed):
         if site in formulas:
-            if named:
+            if by_name:
                 raise b.document.error(
                     path, f"{site!r} is tied to an expression; fix what that depends on"
                 )
@@ -313,7 +338,10 @@ def _starts(
     b.told |= {s: v for s, v in fixed.items() if v is not None}
     told = b.told
     found: dict[str, Tensor | None] = {**b.guesses, **told}
+    numbers = [sites for sites, _, _ in groups if not b.single.keys().isdisjoint(sites)]
     for sites, text, path in groups:
+        if sites in numbers:
+            continue
         said = [v for s in sites if (v := fixed.get(s)) is not None]
         if any(not torch.equal(v, said[0]) for v in said):
             raise b.document.error(path, f"{text}: fixed at different values")
@@ -325,6 +353,8 @@ def _starts(
         found |= dict.fromkeys(sites, value)
         if first and value is not None:
             b.told |= dict.fromkeys(sites, value)
+    for single in numbers:
+        _one_number(b, single, found, fixed)
     missing = [s for s, v in found.items() if v is None and s not in formulas]
     if missing:
         block, _, name = missing[0].partition(".")
@@ -352,6 +382,25 @@ def _starts(
     return known
 
 
+def _one_number(
+    b: _Building,
+    names: tuple[str, ...],
+    found: dict[str, Tensor | None],
+    fixed: Mapping[str, Tensor | None],
+) -> None:
+    """Start single numbers alike: as fixed, as told, or at their mean."""
+    at = [b.single.get(n, (n, 0)) for n in names]
+    values = {site: v.clone() for site, _ in at if (v := found[site]) is not None}
+    for known in (fixed, b.told, values):
+        some = [values[s].reshape(-1)[i] for s, i in at if s in known and s in values]
+        if some:
+            break
+    for site, i in at if some else ():
+        if site in values:
+            values[site].view(-1)[i] = some[0] if known is not values else sum(some) / len(some)
+    found |= values
+
+
 def _tied(
     b: _Building,
     joint: Joint,
@@ -364,69 +413,16 @@ def _tied(
     try:
         with plan(joint):
             for each, text, path in groups:  # noqa: B007  (the error below names it)
-                made.append(Declared(text, each, tie(joint, *each)))
+                made.append(Declared(text, each, tie(joint, *map(b.part, each))))
             for site, (formula, expression) in formulas.items():
                 path = formula.path
                 sites = (*expression.names, site)
-                declared = tie(joint, _maps(site, expression, starts))
+                declared = tie(joint, maps(site, expression, starts))
                 made.append(Declared(f"{site} = {formula.text}", sites, declared))
             path = ("ties",)
     except EademError as error:
         raise b.document.error(path, f"the ties cannot be made: {error}") from error
     return tuple(made)
-
-
-def _maps(site: str, expression: Expression, starts: Mapping[str, Tensor]) -> dict[str, Map]:
-    """The map of each site of a tie by expression, from one θ for each name in it."""
-    names = expression.names
-    if len(names) == 1 and expression.linear is not None:
-        slope, level = expression.linear[0][names[0]], expression.linear[1]
-        if slope:
-            return {names[0]: Same(), site: Affine(slope, level)}
-    value = _Value(expression)
-    theta = torch.stack([starts[n] for n in names])
-    if len(names) == 1:
-        return {names[0]: Same(), site: Function(value, _Inverse(value, theta[0]))}
-    maps: dict[str, Map] = {n: Gather(torch.tensor(i)) for i, n in enumerate(names)}
-    return maps | {site: Function(value, _Inverse(value, theta), in_shape=(len(names),))}
-
-
-@dataclass(frozen=True)
-class _Value:
-    """An expression as a function of the values of its names, in a tensor."""
-
-    expression: Expression
-
-    def __call__(self, theta: Tensor) -> Tensor:
-        each = theta.reshape(-1).unbind()
-        return self.expression(dict(zip(self.expression.names, each, strict=True)))
-
-
-@dataclass(frozen=True, eq=False)
-class _Inverse:
-    """Values of the names for which an expression has a value, by steps from where they start
-    (Newton's, the least in length, halved where the misfit grows).
-    """
-
-    value: _Value
-    start: Tensor
-
-    def __call__(self, wanted: Tensor) -> Tensor:
-        theta = self.start.clone()
-        for _ in range(50):
-            rest = wanted - self.value(theta)
-            if not float(rest.abs()) > 1e-14 * (1.0 + float(wanted.abs())):
-                break
-            slope = torch.func.grad(self.value)(theta)
-            step = slope * rest / slope.square().sum()
-            for halvings in range(30):
-                tried = theta + step / 2**halvings
-                if float((wanted - self.value(tried)).abs()) < float(rest.abs()):
-                    break
-            else:
-                break
-            theta = tried
-        return theta
 
 
 def _bounds(
@@ -436,8 +432,8 @@ def _bounds(
     every: Mapping[str, Entry],
 ) -> dict[str, tuple[float | None, float | None]]:
     found: dict[str, tuple[float | None, float | None]] = {}
-    for site, value, path, named in b.each(b.project.bounds):
-        if site in fixed or (site in formulas and not named):
+    for site, value, path, by_name in b.each(b.project.bounds):
+        if site in fixed or (site in formulas and not by_name):
             continue
         if site in formulas and (
             formulas[site][1].linear is None or len(formulas[site][1].names) > 1

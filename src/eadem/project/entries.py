@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from eadem._plan import PlanArrays
 from eadem.bind import free_vector, resolved
 from eadem.joint import Joint
 
-__all__ = ["Entry", "entries"]
+__all__ = ["Entry", "entries", "named", "part"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def entries(joint: Joint) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     for site, where in plan.slices.items():
         shape = tuple(plan.shapes[site])
-        names = _names(joint, site, shape)
+        block, _, inner = site.partition(".")
+        names = named(site, shape, getattr(joint[block], "labels", {}).get(inner, ()))
         seen: set[int] = set()
         for place, row in enumerate(range(where.start, where.stop)):
             columns = tuple(slopes.get(row, ()))
@@ -73,7 +74,7 @@ def entries(joint: Joint) -> dict[str, Entry]:
                 name=names[place],
                 site=site,
                 place=place,
-                part=site if len(names) == 1 else site + _index(place, shape),
+                part=part(site, place, shape),
                 columns=columns,
                 owners=frozenset(every.get(row, ())),
                 leads=row in first,
@@ -83,22 +84,25 @@ def entries(joint: Joint) -> dict[str, Entry]:
     return found
 
 
-def _names(joint: Joint, site: str, shape: tuple[int, ...]) -> list[str]:
-    size = math.prod(shape)
-    if size == 1:
-        return [site]
-    block, _, inner = site.partition(".")
-    labels: Mapping[str, tuple[str, ...]] = getattr(joint[block], "labels", {})
-    if inner in labels:
-        return [f"{site}.{label}" for label in labels[inner]]
-    return [site + _index(i, shape) for i in range(size)]
+def named(site: str, shape: tuple[int, ...], labels: Sequence[str] = ()) -> list[str]:
+    """What a site's numbers are called.
 
-
-def _index(place: int, shape: tuple[int, ...]) -> str:
-    """Where a number is in its site.
-
-    >>> _index(4, (2, 3)), _index(1, (2,))
-    ('[1, 1]', '[1]')
+    >>> named("a.cell", (2,), ("a", "b")), named("a.scale", (1,)), named("a.w", (2,))
+    (['a.cell.a', 'a.cell.b'], ['a.scale'], ['a.w[0]', 'a.w[1]'])
     """
+    size = math.prod(shape)
+    if size > 1 and labels:
+        return [f"{site}.{label}" for label in labels]
+    return [part(site, i, shape) for i in range(size)]
+
+
+def part(site: str, place: int, shape: tuple[int, ...]) -> str:
+    """A number of a site as `eadem.tie` knows it.
+
+    >>> part("a.xyz", 4, (2, 3)), part("a.scale", 0, (1,))
+    ('a.xyz[1, 1]', 'a.scale')
+    """
+    if math.prod(shape) == 1:
+        return site
     at = torch.unravel_index(torch.tensor(place), shape)
-    return f"[{', '.join(str(int(i)) for i in at)}]"
+    return f"{site}[{', '.join(str(int(i)) for i in at)}]"

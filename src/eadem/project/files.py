@@ -35,6 +35,7 @@ def write(outcome: Outcome, folder: Path) -> None:
     for file, (name, phase) in structures(outcome).items():
         found = outcome.built.powder[name].phases[phase]
         found.to_cif(folder / file, outcome.fit.stderr, prefix=f"{name}.{phase}.")
+        (folder / file).chmod((folder / "fit.json").stat().st_mode)  # not the owner's alone
     _write(folder / "report.html", report(outcome))
 
 

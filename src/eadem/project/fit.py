@@ -249,7 +249,7 @@ def _verdicts(
     if not built.ties:
         return (), ()
     problem = ""
-    tested = [t for t in built.ties if not built.frozen(_owners(built, t))]
+    tested = [t for t in built.ties if not built.frozen(built.owners_of(t))]
     if not fit.converged:
         problem = "the fit did not converge"
     elif built.project.options.loss != "linear":
@@ -270,10 +270,6 @@ def _verdicts(
     return tuple(found), tuple(asdict(row) for row in test.clusters)
 
 
-def _owners(built: Built, tied: Declared) -> set[str]:
-    return {o for s in tied.sites for o in built.owners[s]}
-
-
 def _verdict(test: ScoreTest, built: Built, tied: Declared) -> Verdict:
     text, sites = tied.text, tied.sites
     try:
@@ -283,7 +279,7 @@ def _verdict(test: ScoreTest, built: Built, tied: Declared) -> Verdict:
     changes = {
         n: float(one.changes[e.site].reshape(-1)[e.place])
         for n, e in built.entries.items()
-        if e.site in sites and not e.constant
+        if (e.site in sites or n in sites) and not e.constant
     }
     return Verdict(
         text,
