@@ -1,4 +1,4 @@
-"""The command line: `eadem list`, `run`, `summary`, `report`, `fit`.
+"""The command line: `eadem list`, `run`, `summary`, `report`, `fit`, `align`.
 
 What goes wrong is one line on stderr and exit code 2; Ctrl-C is exit code 130. torch is
 imported only by the commands that need it, so `eadem --help` answers at once.
@@ -224,6 +224,43 @@ def _show_fit(outcome: Outcome, folder: Path) -> None:
     for note in outcome.notes:
         console.print(Text(f"note: {note}"))
     print(f"report: {folder / 'report.html'}")
+
+
+@app.command()
+def align(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Sequences, FASTA or Stockholm.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Sequences to align them with.")],
+    band: Annotated[
+        int | None, typer.Option(min=1, help="Letters off the straight line, for long pairs.")
+    ] = None,
+    fit: Annotated[bool, typer.Option("--fit", help="Learn the model from the pairs.")] = False,
+    mea: Annotated[
+        bool, typer.Option("--mea", help="Greatest expected accuracy, not probability.")
+    ] = False,
+    protein: Annotated[
+        bool | None, typer.Option("--protein/--dna", help="What the letters are (guessed).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A file: .fasta, .sto, or anything else to read.")
+    ] = None,
+) -> None:
+    """Align sequences by a pair hidden Markov model, record by record.
+
+    Files of as many records are paired in order; a single record goes with each of the other
+    file's.
+    """
+    files = importlib.import_module(f"{__package__}.hmm.pair_files")
+    kind = {True: "protein", False: "dna", None: None}[protein]
+    found = files.align_files(a, b, alphabet=kind, fit=fit, mea=mea, band=band)
+    if out is None:
+        for alignment in found:
+            print(f"{files.headline(alignment)}\n\n{alignment}\n")
+        return
+    try:
+        out.write_text(files.written(list(found), out), encoding="utf-8")
+    except OSError as error:
+        raise EademError(f"{out} cannot be written: {error.strerror or error}") from error
+    print(f"alignments: {out}")
 
 
 def _show_checkpoint(path: Path) -> None:

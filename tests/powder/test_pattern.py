@@ -84,6 +84,18 @@ def test_contributions_add_up_and_phases_have_their_names():
     assert tuple(pattern.scale.shape) == (2,)
 
 
+def test_phases_have_widths_of_their_own():
+    both = Pattern(flat(grid()), neutrons(y=0.1), {"salt": salt(), "zinc": zinc()}, scale=1.0)
+    assert not both.size.requires_grad
+    with torch.no_grad():
+        both.size[1], both.strain[1] = 0.2, 0.05
+    parts = both.contributions()
+    narrow = Pattern(flat(grid()), neutrons(y=0.1), salt(), scale=1.0).contributions()
+    wide = Pattern(flat(grid()), neutrons(y=0.3, x=0.05), zinc(), scale=1.0).contributions()
+    torch.testing.assert_close(parts["salt"], narrow["phase"])
+    torch.testing.assert_close(parts["zinc"], wide["phase"])
+
+
 def test_excluded_points_are_out_and_a_baseline_follows_its_points():
     x = grid()
     base = 40 + 0.1 * x

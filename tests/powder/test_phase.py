@@ -2,7 +2,7 @@
 
 import copy
 import gzip
-import io
+import sys
 from importlib import resources
 
 import gemmi
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import eadem
-from eadem.errors import DataError, ShapeError, Unsupported
+from eadem.errors import DataError, MissingPackage, ShapeError, Unsupported
 from eadem.powder import Atom, Data, Instrument, Pattern, Phase
 from eadem.powder.cif import with_uncertainty
 
@@ -204,6 +204,7 @@ def test_a_cif_that_lacks_something_says_what(change, message):
 def test_a_cif_is_read_by_its_operations_where_it_lists_them():
     listed = "loop_\n_space_group_symop_operation_xyz\n'x,y,z'\n'-x,-y,-z'\n"
     phase = Phase.from_cif(MINIMAL.replace("_space_group_name_H-M_alt 'P m -3 m'\n", listed))
+    assert phase.u_iso.tolist() == [0.01]  # the file gives none
     assert phase.group.order == 2
     with pytest.raises(DataError, match="no block 'y'"):
         Phase.from_cif(MINIMAL, block="y")
@@ -214,10 +215,15 @@ def test_no_file_and_a_folder(tmp_path):
         Phase.from_cif(tmp_path / "none.cif")
     with pytest.raises(DataError, match="folder"):
         Phase.from_cif(tmp_path)
-    broken = io.BytesIO(_start()[:200]).getvalue()
-    (tmp_path / "b.cif.gz").write_bytes(broken)
+    (tmp_path / "b.cif.gz").write_bytes(_start()[:200])
     with pytest.raises(DataError, match="gzip"):
         Phase.from_cif(tmp_path / "b.cif.gz")
+
+
+def test_without_gemmi_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gemmi", None)
+    with pytest.raises(MissingPackage, match=r"eadem\[powder\]"):
+        hexagonal()
 
 
 def test_odd_phases_are_refused():

@@ -196,3 +196,16 @@ def test_a_full_site_scatters_as_its_atoms_wherever_it_lies():
     )
     total = float(salt.structure_factors([[0, 0, 0]], "xray").real.detach())
     assert math.isclose(total, 4 * (11 + 17), rel_tol=1e-3)
+
+
+def test_an_ion_scatters_as_the_ion_where_the_tables_have_it():
+    def total(charge, element):
+        atom = Atom("A", element, (0, 0, 0), 0.0, charge=charge)
+        one = Phase([5.0] * 3 + [90.0] * 3, "P 1", [atom])
+        return float(one.structure_factors([[0, 0, 0]], "xray").real.detach())
+
+    assert total(2, "Pb") == pytest.approx(80, abs=0.1)
+    assert total(0, "Pb") == pytest.approx(82, abs=0.1)
+    assert total(-2, "O") == pytest.approx(10, abs=0.1)
+    assert total(-3, "Pb") == total(0, "Pb")
+    assert gemmi.IT92_get_ignore_charge()

@@ -13,8 +13,9 @@ from scipy.optimize import curve_fit
 
 import eadem
 from eadem.project import MODELS, ProjectError, fit_project, load, solve
-from eadem.project.build import matches
+from eadem.project.build import build, matches
 from eadem.project.expression import Expression
+from eadem.project.formula import _Inverse, _Value
 
 DECAY = 'expression = "height*exp(-rate*x) + floor"\n'
 STARTS = "start = {height = 1.0, rate = 0.5, floor = 0.0}\n"
@@ -284,6 +285,46 @@ a.q_sigma = "a.p_sigma"
     for n, value in wanted.items():
         assert v[f"a.{n}"] == pytest.approx(value, rel=1e-4)
     assert v["a.p_sigma"] == v["a.q_sigma"] == pytest.approx(0.5, rel=1e-4)
+
+
+def test_many_terms_are_neither_too_long_nor_too_deep(tmp_path):
+    x = np.linspace(0, 50, 2000)
+    centers = np.arange(1, 50, 0.5)
+    y = sum(np.exp(-((x - c) ** 2) / 2 / 0.1**2) for c in centers)
+    write(tmp_path / "a.csv", x, y)
+    terms = ", ".join(f'{{model = "gaussian", prefix = "p{i}_"}}' for i in range(len(centers)))
+    starts = ", ".join(f"p{i}_center = {c:g}" for i, c in enumerate(centers))
+    text = f'[data.a]\nfile = "a.csv"\nterms = [{terms}]\nstart = {{{starts}}}\n'
+    (tmp_path / "p.toml").write_text(text + '[start]\n"*.*_sigma" = 0.1\n"*.*_height" = 1\n')
+    (data,) = load(tmp_path / "p.toml").data
+    assert len(data.curve.names) == 3 * len(centers)
+    built = build(load(tmp_path / "p.toml"))
+    residual = built.joint["a"].residual().detach().numpy() * 0.02
+    assert float(np.abs(residual).max()) < 1e-3  # x is written to six figures
+    (tmp_path / "p.toml").write_text(
+        f'[data.a]\nfile = "a.csv"\nterms = [{", ".join(["{model = 0}"] * 301)}]\n'
+    )
+    with pytest.raises(ProjectError, match="1 to 300"):
+        load(tmp_path / "p.toml")
+
+
+def test_what_the_test_says_of_itself_is_noted(folder):
+    text = '[ties]\nequal = "*.rate"\n[options]\ncluster = 30\n'
+    assert any("the robust test is coarse" in n for n in solve(project(folder, text)).notes)
+
+
+@pytest.mark.parametrize(
+    ("names", "text"), [(("a",), "sqrt(a.p + 2)"), (("a", "b"), "a.p/b.p")]
+)
+def test_the_inverse_of_a_tie_finds_values_of_its_names(names, text):
+    sites = [f"{n}.p" for n in names]
+    value = _Value(Expression.parse(text, (), sites))
+    start = torch.full((len(names),), 1.5, dtype=torch.float64)
+    start = start if len(names) > 1 else start[0]
+    inverse = _Inverse(value, start)
+    torch.testing.assert_close(inverse(value(start)), start)
+    wanted = torch.tensor(2.7, dtype=torch.float64)
+    torch.testing.assert_close(value(inverse(wanted)), wanted, rtol=1e-12, atol=0)
 
 
 def test_alike_curves_are_evaluated_together(folder):

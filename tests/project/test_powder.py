@@ -144,6 +144,8 @@ def test_a_project_is_the_refinement_written_out(folder, measured):
     assert states["neutron.PbSO4.xyz.Pb.x"] == "fixed"
     assert found.state["neutron.instrument.wavelength"] == "fixed"
     assert found.state["neutron.scale"] == "free"
+    assert float(found.built.starts["neutron.instrument.zero"]) == -0.1
+    assert float(fit.values["neutron.instrument.zero"]) != -0.1
 
     cell, xyz, u = found.verdicts
     assert (cell.tie, xyz.tie, u.tie) == ("*.PbSO4.cell", "*.PbSO4.xyz", "*.PbSO4.u_iso")

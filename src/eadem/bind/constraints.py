@@ -2,8 +2,9 @@
 
 Rows of probabilities sum to one and a covariance matrix is symmetric: no declaration says so,
 and no reparametrization hides the values. A module that has such sites names them in
-`site_constraints`, by parameter: "rows" (each row, along the last axis, keeps its sum) or
-"symmetric" (the last two axes may be exchanged). They are equations Σ s·W = constant on the
+`site_constraints`, by parameter: "rows" (each row, along the last axis, keeps its sum),
+"whole" (the sum of all entries is kept) or "symmetric" (the last two axes may be exchanged).
+They are equations Σ s·W = constant on the
 sites, so with a plan W = φθ + b the free values may only move in the null space of Sφ, and
 that many fewer are free.
 """
@@ -49,9 +50,9 @@ def kept_rows(model: nn.Module, plan: Plan) -> Tensor | None:
         if shape is None:
             continue
         at = torch.arange(numel(shape)).reshape(shape) + plan.slices[name].start
-        if kind == "rows":
-            lines = at.reshape(-1, shape[-1])
-            each, signs = lines.shape[0], torch.ones(shape[-1], dtype=torch.float64)
+        if kind in ("rows", "whole"):
+            lines = at.reshape(-1, shape[-1] if kind == "rows" else numel(shape))
+            each, signs = lines.shape[0], torch.ones(lines.shape[1], dtype=torch.float64)
         else:
             i, j = torch.triu_indices(shape[-1], shape[-1], 1)
             upper, lower = at[..., i, j].reshape(-1), at[..., j, i].reshape(-1)

@@ -31,7 +31,7 @@ def boundary_notes(model: nn.Module, null: LinearMap, information: Tensor) -> tu
         for site, phi in zip(t.sites, t.maps, strict=True):
             if _is(phi, (SumToOne,)) and bool((t.value(site) < ZERO).any()):
                 notes.append(_note(site, "at"))
-    for name in (n for n, kind in kept_sites(model).items() if kind == "rows"):
+    for name in (n for n, kind in kept_sites(model).items() if kind in ("rows", "whole")):
         where = resolved(model).slices[name]
         moves = null.dense()[where].abs().sum(1) > 1e-10
         if bool((site_values(model)[name].reshape(-1)[moves] < ZERO).any()):

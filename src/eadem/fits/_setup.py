@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,13 @@ from eadem.bind import alike, free_vector, resolved, site_coordinates, trainable
 from eadem.errors import TieConflict, Unsupported
 from eadem.joint import Joint, NotABlock, residual_of
 from eadem.maps.base import numel
+from eadem.solvers._reduce import agreed, pooled
 from eadem.solvers.blocks import Batch, Problem
 from eadem.solvers.losses import Loss
 from eadem.solvers.solution import SolverError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["Bounds", "Setup", "free_names", "limits", "setup"]
 
@@ -42,8 +46,10 @@ class Setup:
     frozen: Tensor
 
 
-def setup(model: nn.Module, loss: Loss) -> Setup:
-    """Raises NotABlock, Unsupported (not float64) and SolverError (not finite at the start)."""
+def setup(model: nn.Module, loss: Loss, group: ProcessGroup | None = None) -> Setup:
+    """Raises NotABlock, Unsupported (not float64) and SolverError (not finite at the start, or
+    processes that do not start alike).
+    """
     parts = _parts(model)
     for name, p in model.named_parameters():
         if p.dtype != torch.float64:
@@ -61,18 +67,21 @@ def setup(model: nn.Module, loss: Loss) -> Setup:
     frozen = ~trainable(model)
     if bool(frozen.all()):
         raise SolverError("every parameter of the model is frozen; set requires_grad on some")
+    agreed(theta, group)
     arrays = PlanArrays(plan)
-    problem = Problem(arrays, _batches(model, plan, parts), theta, loss=loss, held=frozen)
+    batches = _batches(model, plan, parts)
+    problem = Problem(arrays, batches, theta, loss=loss, held=frozen, group=group)
     if not problem.size:
         raise SolverError(f"{type(model).__name__} has no residual; give it data to fit")
     wrong = _differing(problem, parts)
-    if wrong:
+    if _anywhere(wrong, group):
         batches = _batches(model, plan, parts, wrong)
-        problem = Problem(arrays, batches, theta, loss=loss, held=frozen)
+        problem = Problem(arrays, batches, theta, loss=loss, held=frozen, group=group)
         still = _differing(problem, parts)
-        if still:
+        if _anywhere(still, group):
+            where = (still[0] or "the model") if still else "a block of another process"
             raise SolverError(
-                f"residual() of {still[0] or 'the model'} gives other values when it is "
+                f"residual() of {where} gives other values when it is "
                 "called again on other copies of the same values; it must depend on the "
                 "block's parameters and data alone (dropout and the like off: model.eval())"
             )
@@ -84,6 +93,11 @@ def setup(model: nn.Module, loss: Loss) -> Setup:
             "where it is defined with eadem.Positive, eadem.Bounded or bounds="
         )
     return Setup(model, plan, arrays, problem, theta, frozen)
+
+
+def _anywhere(wrong: list[str], group: ProcessGroup | None) -> bool:
+    """Whether any process found something wrong: they must go on together."""
+    return bool(pooled(torch.tensor(float(len(wrong))), group))
 
 
 def _parts(model: nn.Module) -> dict[str, nn.Module]:

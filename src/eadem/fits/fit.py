@@ -43,6 +43,9 @@ class Fit:
     shape, derived sites included: a tied site's standard error is that of φ Cov φᵀ. `theta`
     (free,) are the free values, called `names`. `starts`: the cost and outcome of each start.
     `notes` says what a reader must know. Everything else is computed when it is asked for.
+
+    Of data that several processes hold, `residuals` are this process's own; `profile` must be
+    asked by all processes together.
     """
 
     model: nn.Module = field(repr=False)
@@ -219,7 +222,9 @@ class Fit:
         found = torch.zeros(made.arrays.sites, dtype=torch.float64)
         covered = torch.zeros_like(found, dtype=torch.bool)
         moving = ~self._held
-        for i, piece in enumerate(made.problem.pieces):
+        # of data in several processes there is one triangle, and no blocks to go by
+        alone = made.problem.pieces if made.problem.group is None else ()
+        for i, piece in enumerate(alone):
             at = torch.cat([piece.at_own, piece.at_shared], 1)
             phi = piece.phi(entries[2]) * moving[at].unsqueeze(1)
             variance = ((phi @ self._factor.block_covariances(i)) * phi).sum(-1)
@@ -323,8 +328,14 @@ class Fit:
         `cluster` counts residuals in the order of `Joint.residual()`: residuals that follow
         one another in a pattern are seldom independent, and blocks of some length say so.
 
-        Raises EvidenceError where the residuals leave no variance, else as `score_test`.
+        Raises EvidenceError where the residuals leave no variance, and where several processes
+        hold them; else as `score_test`.
         """
+        if self._made.problem.group is not None:
+            raise EvidenceError(
+                "a score test needs every residual, and several processes hold them: fit the "
+                "gathered data in one process from these values, and ask there"
+            )
         variance = self._known(1.0 if self.absolute_sigma else self.reduced_chi2)
         with self._at_fit():
             if self._made.arrays.sites <= EXACT:

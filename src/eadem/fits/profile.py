@@ -105,7 +105,12 @@ class _Walk:
         problem = made.problem
         batches = list({id(p.batch): p.batch for p in problem.pieces}.values())
         self.problem = Problem(
-            made.arrays, batches, found.point.theta, loss=problem.loss, held=held
+            made.arrays,
+            batches,
+            found.point.theta,
+            loss=problem.loss,
+            held=held,
+            group=problem.group,
         )
         self.settings = replace(settings, progress=None)
         arrow = found.arrow

@@ -255,15 +255,14 @@ class HMM(nn.Module):
         """Make every row of probabilities sum to one, under the ties: the most likely
         probabilities were the values counts. Nothing changes where they do.
         """
+        if all(_whole(self._value(n)) for n, k in self.site_constraints.items() if k == "rows"):
+            return self
         plan = resolved(self)
         if not isinstance(plan, eadem.LinearMap):
             return self
         affine, theta = Affine.of(plan), free_vector(self).double().numpy()
         values = affine.expand(theta)
-        rows = self._rows(affine)
-        if all(abs(values[at].sum() - 1) < 1e-12 and (values[at] >= 0).all() for at in rows):
-            return self
-        simplex = Simplex(affine, rows, theta, ~trainable(self).numpy())
+        simplex = Simplex(affine, self._rows(affine), theta, ~trainable(self).numpy())
         set_free_vector(self, torch.from_numpy(simplex.feasible(values, theta)))
         return self
 
@@ -568,6 +567,11 @@ class HMM(nn.Module):
         for name, key in (("startprob", "start"), ("transmat", "trans")):
             found[name] = over(stats[key], values[name])
         return found
+
+
+def _whole(p: Floats) -> bool:
+    """Whether every row is probabilities that sum to one."""
+    return bool((np.abs(p.sum(-1) - 1) < 1e-12).all() and (p >= 0).all())
 
 
 def over(counts: Floats, p: Floats) -> Floats:

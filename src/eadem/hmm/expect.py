@@ -25,7 +25,7 @@ IN_STEP = 12
 #: Sequences in step.
 WIDTH = 8
 #: Frames whose densities are computed at once.
-BLOCK = 2**14
+BLOCK = 2**12
 #: Numbers of α that one thread keeps: 16 MB.
 KEPT = 2**21
 
@@ -53,29 +53,21 @@ class Frames:
         """From a function that gives the log densities of some rows: symbols' rows, that `x`
         picks, or every frame's.
         """
-        parts: list[tuple[int, Floats, Floats]] = []
+        K = logs(slice(0, min(1, rows))).shape[1]
+        table, shift = np.empty((rows, K)), np.empty(rows)
         threads = torch.get_num_threads() if rows > 4 * BLOCK else 1
 
         def run(starts: Sequence[int]) -> None:
             for low in starts:
-                table = logs(slice(low, min(low + BLOCK, rows)))
-                top = table.max(axis=1)
-                top[~np.isfinite(top)] = 0.0
-                table -= top[:, None]
-                np.exp(table, out=table)
-                parts.append((low, table, top))
+                at = slice(low, min(low + BLOCK, rows))
+                found = np.ascontiguousarray(logs(at))
+                kernels.shifted(found, shift[at])
+                np.exp(found, out=table[at])
 
         starts = list(range(0, rows, BLOCK))
         _at_once([lambda s=s: run(s) for s in (starts[k::threads] for k in range(threads))])  # type: ignore[misc]
-        parts.sort(key=lambda p: p[0])
-        table, shift = parts[0][1:]
-        if len(parts) > 1:
-            table = np.concatenate([p[1] for p in parts])
-            shift = np.concatenate([p[2] for p in parts])
-        table = np.ascontiguousarray(table)
-        return Frames(
-            np.arange(rows) if x is None else x, bounds, table, shift, x is not None, logs
-        )
+        row = np.arange(rows) if x is None else x
+        return Frames(row, bounds, table, shift, x is not None, logs)
 
     def alone(self) -> Frames:
         """The same with a row for each frame, for their posteriors."""

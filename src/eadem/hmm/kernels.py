@@ -7,6 +7,8 @@ same scale. With v_t = b_t β_t / z_t, the expected transitions are A ∘ Σ α_
 matrix product for many frames. Values below `FLUSHED` are set to zero, since denormal numbers
 cost many times others.
 
+Arrays are indexed element by element: a view of a row costs numba more than a row of four.
+
 `dims` is a tuple of K entries or an empty one: numba compiles a tuple's length in, and short
 loops of known length run several times faster.
 """
@@ -27,13 +29,14 @@ __all__ = [
     "lockstep",
     "logspace",
     "scaled",
+    "shifted",
     "viterbi",
 ]
 
 #: What is smaller is zero.
 FLUSHED = 1e-250
-#: Sequences that `abreast` takes at a time: the lanes of a wide register, or two narrow ones.
-LANES = 8
+#: Sequences that `abreast` takes at a time.
+LANES = 4
 #: A frame whose z is smaller is left to the recursion in logarithms.
 COLLAPSED = 1e-140
 
@@ -56,24 +59,23 @@ def _alphas(x, table, start, move, dims, first, alpha, scale):  # type: ignore[n
     u = np.empty(K)
     total, product = 0.0, 1.0
     for t in range(x.shape[0]):
-        b = table[x[t]]
-        before = alpha[t]
-        a = alpha[t + 1]
+        row = x[t]
         if first and t == 0:
             for j in range(K):
                 u[j] = start[j]
         else:
-            c = before[0]
+            c = alpha[t, 0]
             for j in range(K):
                 u[j] = c * move[0, j]
             for i in range(1, K):
-                c = before[i]
+                c = alpha[t, i]
                 for j in range(K):
                     u[j] += c * move[i, j]
         z = 0.0
         for j in range(K):
-            u[j] *= b[j]
-            z += u[j]
+            c = u[j] * table[row, j]
+            u[j] = c
+            z += c
         if not z > COLLAPSED:
             return np.nan
         r = 1.0 / z
@@ -84,7 +86,7 @@ def _alphas(x, table, start, move, dims, first, alpha, scale):  # type: ignore[n
             product = 1.0
         for j in range(K):
             w = u[j] * r
-            a[j] = w if w > FLUSHED else 0.0
+            alpha[t + 1, j] = w if w > FLUSHED else 0.0
     return total + np.log(product)
 
 
@@ -95,29 +97,26 @@ def _betas(x, table, move_t, dims, first, alpha, scale, beta, v, begun, stat, re
     """
     K = len(dims) if len(dims) > 0 else beta.shape[0]
     for t in range(x.shape[0] - 1, -1, -1):
-        b = table[x[t]]
-        e = stat[x[t]]
-        a = alpha[t + 1]
-        w = v[t]
+        row = x[t]
         r = scale[t]
         if first and t == 0:
             for j in range(K):
-                begun[j] += a[j] * beta[j]
+                begun[j] += alpha[t + 1, j] * beta[j]
         for j in range(K):
-            found = b[j] * beta[j] * r
-            w[j] = found if found > FLUSHED else 0.0
+            found = table[row, j] * beta[j] * r
+            v[t, j] = found if found > FLUSHED else 0.0
         if replace:
             for j in range(K):
-                e[j] = a[j] * beta[j]
+                stat[row, j] = alpha[t + 1, j] * beta[j]
         else:
             for j in range(K):
-                e[j] += a[j] * beta[j]
+                stat[row, j] += alpha[t + 1, j] * beta[j]
         if not (first and t == 0):
-            c = w[0]
+            c = v[t, 0]
             for i in range(K):
                 beta[i] = c * move_t[0, i]
             for j in range(1, K):
-                c = w[j]
+                c = v[t, j]
                 for i in range(K):
                     beta[i] += c * move_t[j, i]
 
@@ -222,14 +221,15 @@ def lockstep(  # type: ignore[no-untyped-def]
             if t > 0:
                 np.dot(alpha[t - 1, :live], move, u[:live])
             for s in range(live):
-                b = table[x[bounds[ids[s]] + t]]
-                w, a = u[s], alpha[t, s]
+                row = x[bounds[ids[s]] + t]
                 if t == 0:
-                    w[:] = start
+                    for j in range(K):
+                        u[s, j] = start[j]
                 z = 0.0
                 for j in range(K):
-                    w[j] *= b[j]
-                    z += w[j]
+                    c = u[s, j] * table[row, j]
+                    u[s, j] = c
+                    z += c
                 if z > COLLAPSED:
                     r = 1.0 / z
                     product[s] *= z
@@ -241,8 +241,8 @@ def lockstep(  # type: ignore[no-untyped-def]
                     found[ids[s]] = np.nan
                 scale[t, s] = r
                 for j in range(K):
-                    c = w[j] * r
-                    a[j] = c if c > FLUSHED else 0.0
+                    c = u[s, j] * r
+                    alpha[t, s, j] = c if c > FLUSHED else 0.0
             alpha[t, live:] = 0.0
         for s in range(S):
             found[ids[s]] += np.log(product[s])
@@ -253,20 +253,19 @@ def lockstep(  # type: ignore[no-untyped-def]
                 live += 1
             for s in range(live):
                 row = x[bounds[ids[s]] + t]
-                b, e, a, w, back = table[row], stat[row], alpha[t, s], v[t, s], beta[s]
                 r = scale[t, s]
                 for j in range(K):
-                    c = b[j] * back[j] * r
-                    w[j] = c if c > FLUSHED else 0.0
+                    c = table[row, j] * beta[s, j] * r
+                    v[t, s, j] = c if c > FLUSHED else 0.0
                 if replace:
                     for j in range(K):
-                        e[j] = a[j] * back[j]
+                        stat[row, j] = alpha[t, s, j] * beta[s, j]
                 else:
                     for j in range(K):
-                        e[j] += a[j] * back[j]
+                        stat[row, j] += alpha[t, s, j] * beta[s, j]
                 if t == 0:
                     for j in range(K):
-                        begun[j] += a[j] * back[j]
+                        begun[j] += alpha[t, s, j] * beta[s, j]
             v[t, live:] = 0.0
             if t > 0:
                 np.dot(v[t, :live], move_t, beta[:live])
@@ -280,116 +279,105 @@ def lockstep(  # type: ignore[no-untyped-def]
 def abreast(  # type: ignore[no-untyped-def]
     x, bounds, which, table, start, move, dims, begun, moved, stat, replace, found
 ):
-    """The same as `scaled`, `LANES` sequences abreast: each operation is done for all of them
-    at once, so that few states fill wide registers. `which` longest first.
+    """The same as `scaled`, `LANES` sequences in turn for each frame: what one of them waits
+    for is done while the others are, and sums stay in registers. `which` longest first.
     """
     K = len(dims)
     longest = bounds[which[0] + 1] - bounds[which[0]]
-    alpha = np.empty((longest + 1, K, LANES))
+    alpha = np.empty((longest, LANES, K))
     scale = np.empty((longest, LANES))
-    u, b, v = np.empty((K, LANES)), np.empty((K, LANES)), np.empty((K, LANES))
-    beta, posterior = np.empty((K, LANES)), np.empty((K, LANES))
-    pairs = np.zeros((K, K, LANES))
-    z, product, live = np.empty(LANES), np.empty(LANES), np.empty(LANES)
-    low, length = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
+    u, v, beta = np.empty((LANES, K)), np.empty((LANES, K)), np.empty((LANES, K))
+    product, low, length = np.empty(LANES), np.empty(LANES, np.int64), np.empty(LANES, np.int64)
     for lead in range(0, which.shape[0], LANES):
         S = min(LANES, which.shape[0] - lead)
-        for l in range(LANES):
-            i = which[lead + min(l, S - 1)]
-            low[l] = bounds[i]
-            length[l] = bounds[i + 1] - bounds[i] if l < S else 0
+        for l in range(S):
+            i = which[lead + l]
+            low[l], length[l] = bounds[i], bounds[i + 1] - bounds[i]
             product[l] = 1.0
-            if l < S:
-                found[i] = 0.0
-        T = length[0]
-        for t in range(T):
-            a, before = alpha[t + 1], alpha[t]
-            for l in range(LANES):
-                row = x[low[l] + t] if t < length[l] else x[low[l]]
-                for j in range(K):
-                    b[j, l] = table[row, j]
-            for l in range(LANES):
-                z[l] = 0.0
-            for j in range(K):
+            found[i] = 0.0
+        live = S
+        for t in range(length[0]):
+            while length[live - 1] <= t:
+                live -= 1
+            for l in range(live):
+                row = x[low[l] + t]
+                z = 0.0
                 if t == 0:
-                    for l in range(LANES):
-                        u[j, l] = start[j]
+                    for j in range(K):
+                        c = start[j] * table[row, j]
+                        u[l, j] = c
+                        z += c
                 else:
-                    c = move[0, j]
-                    for l in range(LANES):
-                        u[j, l] = before[0, l] * c
-                    for i in range(1, K):
-                        c = move[i, j]
-                        for l in range(LANES):
-                            u[j, l] += before[i, l] * c
-                for l in range(LANES):
-                    u[j, l] *= b[j, l]
-                    z[l] += u[j, l]
-            smallest, least = 1.0, 1.0
-            for l in range(LANES):
-                good = z[l] > COLLAPSED
-                scale[t, l] = 1.0 / z[l] if good else 0.0
-                product[l] *= z[l] if good else 1.0
-                smallest = min(smallest, 1.0 if good else 0.0)
-                least = min(least, product[l])
-            if smallest == 0.0 or least < 1e-150:
-                for l in range(S):
-                    if t < length[l]:
-                        if not z[l] > COLLAPSED:
-                            found[which[lead + l]] = np.nan
+                    for j in range(K):
+                        c = 0.0
+                        for i in range(K):
+                            c += alpha[t - 1, l, i] * move[i, j]
+                        c *= table[row, j]
+                        u[l, j] = c
+                        z += c
+                if z > COLLAPSED:
+                    r = 1.0 / z
+                    product[l] *= z
+                    if product[l] < 1e-150:
                         found[which[lead + l]] += np.log(product[l])
-                    product[l] = 1.0
-            for j in range(K):
-                for l in range(LANES):
-                    w = u[j, l] * scale[t, l]
-                    a[j, l] = w if w > FLUSHED else 0.0
-            for l in range(S):
-                if t == length[l] - 1:
-                    found[which[lead + l]] += np.log(product[l])
-                    product[l] = 1.0
-        for j in range(K):
-            for l in range(LANES):
-                beta[j, l] = 1.0
-        for t in range(T - 1, -1, -1):
-            a, before = alpha[t + 1], alpha[t]
-            for l in range(LANES):
-                on = t < length[l]
-                live[l] = 1.0 if on else 0.0
-                row = x[low[l] + t] if on else x[low[l]]
+                        product[l] = 1.0
+                else:
+                    r = 0.0
+                    found[which[lead + l]] = np.nan
+                scale[t, l] = r
                 for j in range(K):
-                    b[j, l] = table[row, j]
+                    c = u[l, j] * r
+                    alpha[t, l, j] = c if c > FLUSHED else 0.0
+        for l in range(S):
+            found[which[lead + l]] += np.log(product[l])
             for j in range(K):
-                for l in range(LANES):
-                    w = b[j, l] * beta[j, l] * scale[t, l] * live[l]
-                    v[j, l] = w if w > FLUSHED else 0.0
-                    posterior[j, l] = a[j, l] * beta[j, l]
-            for l in range(S):
-                if t < length[l]:
-                    row = x[low[l] + t]
-                    if replace:
+                beta[l, j] = 1.0
+        live = 0
+        for t in range(length[0] - 1, -1, -1):
+            while live < S and length[live] > t:
+                live += 1
+            for l in range(live):
+                row = x[low[l] + t]
+                r = scale[t, l]
+                for j in range(K):
+                    c = table[row, j] * beta[l, j] * r
+                    v[l, j] = c if c > FLUSHED else 0.0
+                if replace:
+                    for j in range(K):
+                        stat[row, j] = alpha[t, l, j] * beta[l, j]
+                else:
+                    for j in range(K):
+                        stat[row, j] += alpha[t, l, j] * beta[l, j]
+                if t == 0:
+                    for j in range(K):
+                        begun[j] += alpha[t, l, j] * beta[l, j]
+                else:
+                    for i in range(K):
+                        c = 0.0
                         for j in range(K):
-                            stat[row, j] = posterior[j, l]
-                    else:
-                        for j in range(K):
-                            stat[row, j] += posterior[j, l]
-                    if t == 0:
-                        for j in range(K):
-                            begun[j] += posterior[j, l]
+                            c += move[i, j] * v[l, j]
+                        beta[l, i] = c
             if t > 0:
                 for i in range(K):
                     for j in range(K):
-                        for l in range(LANES):
-                            pairs[i, j, l] += before[i, l] * v[j, l]
-                for i in range(K):
-                    for l in range(LANES):
-                        beta[i, l] = 1.0 - live[l]
-                    for j in range(K):
-                        c = move[i, j]
-                        for l in range(LANES):
-                            beta[i, l] += v[j, l] * c
-    for i in range(K):
-        for j in range(K):
-            moved[i, j] += pairs[i, j].sum()
+                        c = 0.0
+                        for l in range(live):
+                            c += alpha[t - 1, l, i] * v[l, j]
+                        moved[i, j] += c
+
+
+@_exact
+def shifted(table, shift):  # type: ignore[no-untyped-def]
+    """Take each row's largest off it, and keep it in `shift`; a row of −∞ stays."""
+    for t in range(table.shape[0]):
+        top = table[t, 0]
+        for j in range(1, table.shape[1]):
+            top = max(top, table[t, j])
+        if not np.isfinite(top):
+            top = 0.0
+        shift[t] = top
+        for j in range(table.shape[1]):
+            table[t, j] -= top
 
 
 @_exact
@@ -453,23 +441,23 @@ def viterbi(x, bounds, which, table, start, move, states, found):  # type: ignor
     best, u = np.empty(K), np.empty(K)
     for i in which:
         low, T = bounds[i], bounds[i + 1] - bounds[i]
-        row = table[x[low]]
+        row = x[low]
         for j in range(K):
-            best[j] = start[j] + row[j]
+            best[j] = start[j] + table[row, j]
         for t in range(1, T):
-            row, of = table[x[low + t]], back[t]
+            row = x[low + t]
             for j in range(K):
                 u[j] = best[0] + move[0, j]
-                of[j] = 0
+                back[t, j] = 0
             for k in range(1, K):
                 c = best[k]
                 for j in range(K):
                     w = c + move[k, j]
                     better = w > u[j]
                     u[j] = w if better else u[j]
-                    of[j] = k if better else of[j]
+                    back[t, j] = k if better else back[t, j]
             for j in range(K):
-                best[j] = u[j] + row[j]
+                best[j] = u[j] + table[row, j]
         at = 0
         for j in range(1, K):
             if best[j] > best[at]:

@@ -31,14 +31,29 @@ _jit: Any = njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"}
 def _squares(X, seen, some, means, weight, out):  # type: ignore[no-untyped-def]
     """out[t, k] −= ½ Σ_f weight[f, k]·(X[t, f] − means[f, k])², over what is seen."""
     for t in range(X.shape[0]):
-        row = out[t]
         for f in range(X.shape[1]):
             if some and not seen[t, f]:
                 continue
             x = X[t, f]
-            for k in range(row.shape[0]):
+            for k in range(out.shape[1]):
                 d = x - means[f, k]
-                row[k] -= 0.5 * weight[f, k] * d * d
+                out[t, k] -= 0.5 * weight[f, k] * d * d
+
+
+@_jit
+def _sums(X, seen, some, posterior, n, s, ss):  # type: ignore[no-untyped-def]
+    """n, s and ss (F, C) += Σ γ, Σ γx and Σ γx², over what is seen."""
+    for t in range(X.shape[0]):
+        for f in range(X.shape[1]):
+            if some and not seen[t, f]:
+                continue
+            x = X[t, f]
+            for k in range(posterior.shape[1]):
+                g = posterior[t, k]
+                w = g * x
+                n[f, k] += g
+                s[f, k] += w
+                ss[f, k] += w * x
 
 
 @dataclass(frozen=True)
@@ -94,7 +109,8 @@ class Normal:
                 raise HMMError("variances must be positive")
             level = -0.5 * (np.log(2 * np.pi) + np.log(v))  # (C, F)
             if seen is None:
-                out = np.repeat(level.sum(1)[None], len(X), axis=0)
+                out = np.empty((len(X), C))
+                out[:] = level.sum(1)
                 mask = np.zeros((1, 1), dtype=bool)
             else:
                 out, mask = seen @ level.T, seen
@@ -120,11 +136,11 @@ class Normal:
     def moments(self, X: Floats, seen: Any, posterior: Floats) -> Moments:
         """From posteriors (N, C)."""
         if self.kind in ("spherical", "diag"):
-            if seen is None:
-                n = np.repeat(posterior.sum(0)[:, None], X.shape[1], axis=1)
-            else:
-                n = posterior.T @ seen
-            return Moments(n, posterior.T @ X, posterior.T @ (X * X))
+            mask = np.zeros((1, 1), dtype=bool) if seen is None else seen
+            total = np.zeros((3, X.shape[1], posterior.shape[1]))
+            _sums(X, mask, seen is not None, posterior, *total)
+            n, s, ss = (np.ascontiguousarray(v.T) for v in total)
+            return Moments(n, s, ss)
         if seen is not None:
             posterior = posterior * seen.all(1)[:, None]
         n = np.repeat(posterior.sum(0)[:, None], X.shape[1], axis=1)

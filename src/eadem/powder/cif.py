@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Structure", "read", "with_uncertainty", "write"]
 
+#: U_iso in Å² of an atom whose displacement a file does not give.
+UNKNOWN = 0.01
 #: Label, element, xyz, U, occupancy, charge: the fields of an `Atom`.
 Fields = tuple[str, str, tuple[float, float, float], float | tuple[float, ...], float, int]
 
@@ -118,7 +120,7 @@ def _atoms(small: Any, block: Any, where: str) -> tuple[Fields, ...]:
                 f"known (type symbol {site.type_symbol!r})"
             )
         tensor = tuple(float(v) for v in site.aniso.elements_pdb())
-        u: float | tuple[float, ...] = tensor if any(tensor) else float(site.u_iso)
+        u: float | tuple[float, ...] = tensor if any(tensor) else float(site.u_iso) or UNKNOWN
         found.append((site.label, site.element.name, xyz, u, float(site.occ), int(site.charge)))
     if not found:
         raise DataError(f"{where}, block {block.name!r} has no atoms with coordinates")

@@ -160,8 +160,13 @@ class Instrument(nn.Module):
         """The first wavelength, in Å."""
         return float(self.wavelength.detach()[0])
 
-    def peaks(self, inverse_d2: Tensor) -> Peaks:
-        """Where and how reflections with these 1/d² (reflections,), in Å⁻², are seen."""
+    def peaks(
+        self, inverse_d2: Tensor, strain: Tensor | float = 0.0, size: Tensor | float = 0.0
+    ) -> Peaks:
+        """Where and how reflections with these 1/d² (reflections,), in Å⁻², are seen.
+
+        `strain` and `size`: what a phase adds to `x` and to `y`.
+        """
         sine = 0.5 * self.wavelength.unsqueeze(1) * inverse_d2.sqrt()
         reached = sine < REACHED
         sine = torch.where(reached, sine, ELSEWHERE)
@@ -172,12 +177,13 @@ class Instrument(nn.Module):
         position = torch.rad2deg(2 * torch.asin(sine)) + self.zero
         position = position + self.displacement * shifted + self.transparency * sine2
         squared = (self.u * tangent + self.v) * tangent + self.w
-        lorentz = (self.x * tangent + self.y / cosine).clamp(min=0.0)
+        lorentz = (self.x + strain) * tangent + (self.y + size) / cosine
         strength = self.ratios.unsqueeze(1) / (2 * sine * sine * cosine)
         if self.radiation == "xray":
             strength = strength * (1 + self.polarisation * cosine2 * cosine2)
         strength = torch.where(reached, strength, 0.0)
-        return Peaks(position, squared.clamp(min=NARROWEST).sqrt(), lorentz, strength)
+        gauss = squared.clamp(min=NARROWEST).sqrt()
+        return Peaks(position, gauss, lorentz.clamp(min=0.0), strength)
 
 
 def _column(values: object) -> Tensor:

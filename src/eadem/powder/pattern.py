@@ -69,7 +69,9 @@ class Pattern(nn.Module):
             less brings in no reflection that is not listed.
 
     Parameters beside those of instrument and phases: `scale` (phases,), `background`
-    (coefficients,) in counts, `march` (phases with a direction,).
+    (coefficients,) in counts, `march` (phases with a direction,); and where there are several
+    phases, `strain` and `size` (phases,), degrees, which add strain·tan θ + size/cos θ to Γ_L:
+    zero and not refined unless freed, and then not of all phases beside `x` and `y`.
 
     The calculated pattern is background + Σ scale·m·|F|²·L·P·profile, with the Lorentz factor
     L = 1/(2 sin²θ cos θ), P = 1 + K cos²2θ for X-rays, and profiles of unit area over 2θ in
@@ -96,6 +98,8 @@ class Pattern(nn.Module):
     baseline: Tensor | None
     chebyshev: Tensor
     march: Tensor
+    strain: Tensor
+    size: Tensor
 
     def __init__(
         self,
@@ -142,6 +146,10 @@ class Pattern(nn.Module):
         values = [1.0] * len(phases) if each_scale is None else each_scale
         self.scale = nn.Parameter(torch.tensor(values, dtype=torch.float64))
         self.background = nn.Parameter(torch.zeros(background, dtype=torch.float64))
+        if len(phases) > 1:
+            none = torch.zeros(2, len(phases), dtype=torch.float64)
+            self.strain = nn.Parameter(none[0].clone(), requires_grad=False)
+            self.size = nn.Parameter(none[1].clone(), requires_grad=False)
         if self.oriented:
             ones = torch.ones(len(self.oriented), dtype=torch.float64)
             self.march = nn.Parameter(ones)
@@ -238,7 +246,8 @@ class Pattern(nn.Module):
         if name in self.oriented:
             march = self.march[self.oriented.index(name)]
             squared = squared * table.march_dollase(phase.cell, sums.inverse_d2, march)
-        seen = self.instrument.peaks(sums.inverse_d2)
+        own = (self.strain[i], self.size[i]) if len(self.names) > 1 else ()
+        seen = self.instrument.peaks(sums.inverse_d2, *own)
         area = seen.strength * (squared * self.scale[i])
         return (
             seen.position.reshape(-1),
@@ -317,8 +326,8 @@ def _named(pattern: nn.Module, phases: Mapping[str, Phase]) -> tuple[str, ...]:
 
 
 _TAKEN = frozenset(
-    {"background", "baseline", "chebyshev", "diffraction", "march", "scale", "sigma", "tables"}
-    | {"instrument", "names", "oriented", "width", "x", "y"}
+    {"background", "baseline", "chebyshev", "diffraction", "instrument", "march", "names"}
+    | {"oriented", "scale", "sigma", "size", "strain", "tables", "width", "x", "y"}
 )
 
 

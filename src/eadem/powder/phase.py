@@ -128,7 +128,8 @@ class Phase(nn.Module):
     ) -> Phase:
         """From a CIF file, or from its text.
 
-        `block`: the data block's name, by default the first that holds atoms. Raises DataError
+        `block`: the data block's name, by default the first that holds atoms. An atom without a
+        displacement, or with none at all, starts at U_iso = 0.01 Å². Raises DataError
         for a file that is no CIF or lacks cell, space group or atoms, with its line where
         there is one; FileNotFoundError.
         """

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from eadem.errors import ShapeError, Unsupported
 from eadem.powder._axial import sub_peaks, two_sided
+from eadem.powder._voigt import PseudoVoigt
 
 __all__ = ["peaks"]
 
@@ -30,14 +31,15 @@ RUN = 128
 #: Pairs of point and peak at a time near the positions.
 PAIRS = 8192
 #: |x − position|/FWHM beyond which exp(−4 log 2·z²), or exp(−z²), is nothing in float64.
-GAUSS_ENDS, SKEW_ENDS = 4.5, 6.4
+GAUSS_ENDS, SKEW_ENDS = 4.0, 5.9
 #: Where a window begins to end, as a share of it; and the least width, beyond all cores.
 TAPER, LEAST = 0.8, 8.0
 LOG2 = math.log(2.0)
 #: The logarithm of what is nothing beside 1.
 NOTHING = -60.0
-#: What one peak is to the sum: position, FWHM, the heights of its Lorentzian and Gaussian
-#: parts, and the two coefficients of its asymmetry.
+#: What one peak is to the band: position, FWHM, the heights of its Lorentzian and Gaussian
+#: parts, and the two coefficients of its asymmetry. What is given instead of the second to
+#: fourth are area, Γ_G and Γ_L.
 POSITION, FWHM, LORENTZ, GAUSS, ODD, CUBIC = range(6)
 
 
@@ -106,9 +108,7 @@ def peaks(
         raise Unsupported(
             f"width is {width}: Gaussian and asymmetry need {LEAST:g} FWHM on each side"
         )
-    fwhm, eta = _mixed(gauss, lorentz)
-    none = torch.zeros_like(position)
-    odd, cubic = none, none
+    odd = cubic = torch.zeros_like(position)
     skewed = False
     if asymmetry is not None:
         if tuple(asymmetry.shape) == (4,):
@@ -119,27 +119,15 @@ def peaks(
             many = position.shape[1]
             area = (area.unsqueeze(1) * share).reshape(-1)
             position = position.reshape(-1)
-            fwhm, eta, odd, cubic = (v.repeat_interleave(many) for v in (fwhm, eta, odd, cubic))
+            gauss, lorentz = (v.repeat_interleave(many) for v in (gauss, lorentz))
+            odd = cubic = torch.zeros_like(position)
         else:
             raise ShapeError(
                 f"asymmetry has shape {tuple(asymmetry.shape)}; give (4,), the coefficients "
                 "of Bérar and Baldinozzi, or (2,), S/L and D/L"
             )
-    lorentzian = area * eta * (2 / math.pi) / fwhm
-    gaussian = area * (1 - eta) * (2 * math.sqrt(LOG2 / math.pi)) / fwhm
-    p = torch.stack([position, fwhm, lorentzian, gaussian, odd, cubic])
+    p = torch.stack([position, area, gauss, lorentz, odd, cubic])
     return _applied(_Sum, x, p, float(width), skewed)
-
-
-def _mixed(gauss: Tensor, lorentz: Tensor) -> tuple[Tensor, Tensor]:
-    """The FWHM of a pseudo-Voigt, and its Lorentzian share."""
-    g, l = gauss, lorentz
-    fifth = g**5 + l * (
-        2.69269 * g**4 + l * (2.42843 * g**3 + l * (4.47163 * g**2 + l * (0.07842 * g + l)))
-    )
-    fwhm = fifth**0.2
-    q = l / fwhm
-    return fwhm, q * (1.36603 + q * (-0.47719 + 0.11116 * q))
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,18 +150,23 @@ class _Band:
 
     x: Tensor
     p: Tensor
+    shape: PseudoVoigt
     width: float
     reach: float
     skewed: bool
 
     @classmethod
     def of(cls, x: Tensor, p: Tensor, width: float, skewed: bool) -> _Band | None:
-        """None where a number is not finite or a FWHM not positive."""
-        if not bool(torch.isfinite(p).all()) or not bool((p[FWHM] > 0).all()):
+        """From positions, areas, Γ_G, Γ_L and asymmetries; None where a number is not finite or
+        a FWHM not positive.
+        """
+        shape = PseudoVoigt.of(*p[1:4])
+        p = torch.stack([p[0], shape.fwhm, shape.lorentz, shape.gauss, p[4], p[5]])
+        if not bool(torch.isfinite(p).all()) or not bool((shape.fwhm > 0).all()):
             return None
         if not bool((x[1:] > x[:-1]).all()):
             raise Unsupported("x does not ascend; sort the points of a pattern by 2θ")
-        return cls(x, p.contiguous(), width, SKEW_ENDS if skewed else GAUSS_ENDS, skewed)
+        return cls(x, p, shape, width, SKEW_ENDS if skewed else GAUSS_ENDS, skewed)
 
     def runs(self) -> Iterator[_Run]:
         points = self.x.numpy()
@@ -251,14 +244,14 @@ class _Band:
 
     def push(self, v: Tensor) -> Tensor:
         """The derivative of the sum along v (t, 6, n): (t, points)."""
-        v = v.permute(1, 2, 0).contiguous()  # (6, n, t)
+        position, area, gauss, lorentz, odd, cubic = v.permute(1, 2, 0).contiguous()  # (n, t)
+        wider, tall, dense = self.shape.push(area, gauss, lorentz)
         fwhm = self.p[FWHM].unsqueeze(1)
         steep = 2 * self.p[LORENTZ].unsqueeze(1) / fwhm
-        far = [v[LORENTZ], steep * v[FWHM], 2 * steep * v[POSITION]]
+        far = [tall, steep * wider, 2 * steep * position]
         far = [column / self.ends[1] for column in far]
-        near = [v[GAUSS], v[POSITION] * (-2 / fwhm), v[FWHM] / -fwhm]
-        near += [v[LORENTZ], v[ODD], v[CUBIC]]
-        found = self.x.new_zeros(len(self.x), v.shape[2])
+        near = [dense, position * (-2 / fwhm), wider / -fwhm, tall, odd, cubic]
+        found = self.x.new_zeros(len(self.x), len(v))
         for run, wide, narrow in self.columns():
             out = found[run.points]
             for column, by in zip(wide, far, strict=True):
@@ -281,13 +274,9 @@ class _Band:
         far /= self.ends[1]
         fwhm = self.p[FWHM].unsqueeze(1)
         steep = 2 * self.p[LORENTZ].unsqueeze(1) / fwhm
-        found = torch.empty_like(near)
-        found[POSITION] = 2 * (steep * far[2] - near[1] / fwhm)
-        found[FWHM] = steep * far[1] - near[2] / fwhm
-        found[LORENTZ] = far[0] + near[3]
-        found[GAUSS] = near[0]
-        found[ODD], found[CUBIC] = near[4], near[5]
-        return found.permute(2, 0, 1)
+        position = 2 * (steep * far[2] - near[1] / fwhm)
+        shape = self.shape.pull(steep * far[1] - near[2] / fwhm, far[0] + near[3], near[0])
+        return torch.stack([position, *shape, near[4], near[5]]).permute(2, 0, 1)
 
 
 class _Core:

@@ -89,6 +89,17 @@ class FormFactors:
     imaginary: Tensor
 
 
+def _ion(element: Any, charge: int) -> Any:
+    """gemmi's table for an ion, or None; gemmi itself leaves charges aside unless told."""
+    library = gemmi()
+    before = library.IT92_get_ignore_charge()
+    library.IT92_set_ignore_charge(False)
+    try:
+        return library.IT92_get_exact(element, charge)
+    finally:
+        library.IT92_set_ignore_charge(before)
+
+
 def form_factors(
     elements: Sequence[str],
     charges: Sequence[int],
@@ -98,7 +109,8 @@ def form_factors(
 ) -> FormFactors:
     """From gemmi's tables: International Tables C (1992) 6.1.1.4 with f′ and f″ by Cromer &
     Liberman (or `dispersion`, by element) for X-rays, and the lengths of Neutron News 3 (1992)
-    for neutrons. X-rays without a wavelength have no f′ and f″ but those given.
+    for neutrons. X-rays without a wavelength have no f′ and f″ but those given. An ion that
+    the tables lack scatters as its neutral atom.
 
     Raises Unsupported for an unknown radiation or element.
     """
@@ -118,7 +130,7 @@ def form_factors(
             length = element.neutron92.get_coefs()[0]
             rows.append(([], [], float(length), 0.0))
             continue
-        table = (library.IT92_get_exact(element, charge) if charge else None) or element.it92
+        table = (_ion(element, charge) if charge else None) or element.it92
         if table is None:
             raise Unsupported(f"there is no X-ray form factor of {symbol!r}")
         extra = (dispersion or {}).get(symbol, (0.0, 0.0))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from itertools import product
@@ -148,11 +148,12 @@ class Operation:
 @dataclass(frozen=True)
 class Special:
     """A position with its symmetry: the nearest point that has it, how far that is in Å, how
-    many operations of the cell keep it in place, and the coordinates that it leaves free.
+    many operations of the cell keep it in place, and the coordinates that it leaves free. Two
+    are equal where their symmetry is.
     """
 
-    point: tuple[float, float, float]
-    moved: float
+    point: tuple[float, float, float] = field(compare=False)
+    moved: float = field(compare=False)
     order: int
     rotations: tuple[Rotation, ...]
     space: Affines
@@ -244,6 +245,17 @@ class SpaceGroup:
         )
         return cls(name, each, tuple(sorted(centring)))
 
+    @cached_property
+    def _all(self) -> tuple[list[tuple[Operation, tuple[Fraction, ...]]], Floats, Floats]:
+        """Every operation of the cell with its shift, and both as arrays."""
+        each = [
+            (op, _sum(op.shift, centre))
+            for op, centre in product(self.operations, self.centring)
+        ]
+        rotations = np.array([op.rotation for op, _ in each], dtype=np.float64)
+        shifts = np.array([[float(t) for t in shift] for _, shift in each])
+        return each, rotations, shifts
+
     @property
     def order(self) -> int:
         """Operations in the cell: the multiplicity of the general position."""
@@ -334,13 +346,14 @@ class SpaceGroup:
 
     def _stabiliser(self, point: Floats, g: Floats, tolerance: float) -> Any:
         """(operation, shift with its lattice point) that bring a point back."""
-        for op, centre in product(self.operations, self.centring):
-            shift = [t + c for t, c in zip(op.shift, centre, strict=True)]
-            away = np.array(op.rotation) @ point + [float(t) for t in shift] - point
-            lattice = np.round(away)
-            away = away - lattice
-            if float(away @ g @ away) <= tolerance**2:
-                yield op, [t - int(n) for t, n in zip(shift, lattice, strict=True)]
+        every, rotations, shifts = self._all
+        away = rotations @ point + shifts - point
+        lattice = np.round(away)
+        away = away - lattice
+        near = np.einsum("oi,ij,oj->o", away, g, away) <= tolerance**2
+        for i in near.nonzero()[0].tolist():
+            op, shift = every[i]
+            yield op, [t - int(n) for t, n in zip(shift, lattice[i], strict=True)]
 
 
 def _fractions(rotation: Rotation) -> tuple[tuple[Fraction, ...], ...]:

@@ -256,7 +256,7 @@ def build(project: Project) -> Built:
         fixed=frozenset(fixed) | b.held,
         held=frozenset(b.held),
         owners=owners,
-        starts=site_values(joint),
+        starts={n: v.clone() for n, v in site_values(joint).items()},
         powder=dict(b.powder),
     )
     _finite(made)

@@ -128,26 +128,30 @@ class Expression:
 
     @classmethod
     def parse(
-        cls, text: str, given: Collection[str] = (), known: Collection[str] | None = None
+        cls,
+        text: str,
+        given: Collection[str] = (),
+        known: Collection[str] | None = None,
+        length: int = LENGTH,
     ) -> Expression:
         """Parse an expression. `given` are names that are no parameters (x); `known` are the
         only names allowed, dotted ones among them (None: any name).
 
         Raises ProjectError: what is refused, and its column.
         """
-        walk = _Walk(_checked(text), frozenset(given), known)
+        walk = _Walk(_checked(text, length), frozenset(given), known)
         run = walk.node(walk.tree, 0)
         names = tuple(n for n in walk.seen if n not in walk.given)
         linear = None if set(walk.seen) & walk.given else _linear(walk.tree)
         return cls(walk.text, names, linear, run)
 
 
-def _checked(text: object) -> str:
+def _checked(text: object, length: int) -> str:
     if not isinstance(text, str):
         raise ProjectError(f"an expression is a string in quotes, not {text!r:.60}")
-    if len(text) > LENGTH:
+    if len(text) > length:
         raise ProjectError(
-            f"an expression has at most {LENGTH} characters, this one has {len(text)}"
+            f"an expression has at most {length} characters, this one has {len(text)}"
         )
     for i, c in enumerate(text):
         if not (c.isascii() and (c.isprintable() or c in "\t\r\n")):

@@ -167,7 +167,7 @@ def solve(project: Project, say: Say | None = None) -> Outcome:
         )
     assert fit is not None
     serial = {name: _lag_one(r) for name, r in fit.residuals.items()}
-    verdicts, clusters = _verdicts(built, fit)
+    verdicts, clusters, said = _verdicts(built, fit)
     return Outcome(
         built,
         fit,
@@ -176,7 +176,7 @@ def solve(project: Project, say: Say | None = None) -> Outcome:
         clusters,
         serial,
         _states(built, fit),
-        tuple(_notes(built, fit, serial)),
+        (*_notes(built, fit, serial), *said),
     )
 
 
@@ -244,10 +244,10 @@ def _clusters(built: Built, fit: Fit) -> list[int] | None:
 
 def _verdicts(
     built: Built, fit: Fit
-) -> tuple[tuple[Verdict, ...], tuple[Mapping[str, float], ...]]:
-    """The score test of every tie, and of all of them by size of the clusters."""
+) -> tuple[tuple[Verdict, ...], tuple[Mapping[str, float], ...], tuple[str, ...]]:
+    """The score test of every tie, of all of them by size of the clusters, and its notes."""
     if not built.ties:
-        return (), ()
+        return (), (), ()
     problem = ""
     tested = [t for t in built.ties if not built.frozen(built.owners_of(t))]
     if not fit.converged:
@@ -257,17 +257,18 @@ def _verdicts(
     elif not tested:
         problem = FROZEN
     if problem:
-        return tuple(Verdict(t.text, t.sites, problem=problem) for t in built.ties), ()
+        return tuple(Verdict(t.text, t.sites, problem=problem) for t in built.ties), (), ()
     try:
         moves = [directions(built.joint, t.tie).dense() for t in tested]
         test = fit.score_test(release=torch.cat(moves, 1), cluster=_clusters(built, fit))
     except EvidenceError as error:
-        return tuple(Verdict(t.text, t.sites, problem=str(error)) for t in built.ties), ()
+        return tuple(Verdict(t.text, t.sites, problem=str(error)) for t in built.ties), (), ()
     found = [
         _verdict(test, built, t) if t in tested else Verdict(t.text, t.sites, problem=FROZEN)
         for t in built.ties
     ]
-    return tuple(found), tuple(asdict(row) for row in test.clusters)
+    notes = tuple(f"the ties together: {n}" for n in test.notes)
+    return tuple(found), tuple(asdict(row) for row in test.clusters), notes
 
 
 def _verdict(test: ScoreTest, built: Built, tied: Declared) -> Verdict:

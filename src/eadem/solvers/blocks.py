@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from eadem.maps.base import LinearMap, Map, numel
-from eadem.solvers._autograd import NO_RULE as _NO_RULE
-from eadem.solvers._autograd import slope as _slope
+from eadem.solvers._autograd import NO_RULE, slope
 from eadem.solvers._reduce import pooled, stacked
 from eadem.solvers.arrow import Arrow, Part, triangle
 from eadem.solvers.losses import Loss
@@ -79,14 +78,14 @@ class _Whole:
         return self.rows, self.columns, values
 
     def curve(self, theta: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        def slope(at: Tensor) -> Tensor:
+        def rate(at: Tensor) -> Tensor:
             found: Tensor = torch.func.jvp(self.expand, (at,), (v,))[1]
             return found
 
         if self.constant is not None:
             first = self.constant.reshape(self.sites, self.free) @ v
             return first, torch.zeros_like(first)
-        derivatives: Any = torch.func.jvp(slope, (theta,), (v,))
+        derivatives: Any = torch.func.jvp(rate, (theta,), (v,))
         return derivatives[0].detach(), derivatives[1].detach()
 
 
@@ -168,7 +167,7 @@ class _Piece:
             try:
                 found: Tensor = torch.func.vmap(one, chunk_size=small)(*given, *data)
                 return found
-            except _NO_RULE:
+            except NO_RULE:
                 self.batched = False
         if len(self.rows) == 1:
             return one(*(g[0] for g in given), *(d[0] for d in data)).unsqueeze(0)
@@ -276,12 +275,12 @@ class Problem:
                 if p.verified:
                     return found
                 p.transposed = False
-            except _NO_RULE:
+            except NO_RULE:
                 p.transposed = False
         if p.forward and t <= 4 * m:
             try:
                 return p.map(_forward(p), values, phi, size=m * t).detach()
-            except _NO_RULE:
+            except NO_RULE:
                 p.forward = False
                 if p.transposed:
                     return self._along(p, values, phi, m)
@@ -337,7 +336,7 @@ class Problem:
                 each = (bent.unsqueeze(1) @ jacobian).squeeze(1)
                 at = torch.cat([p.at_own, p.at_shared], 1)
                 total.index_add_(0, at.reshape(-1), each.reshape(-1))
-        except _NO_RULE:
+        except NO_RULE:
             self.can_curve = False
             return None
         return pooled(total, self.group)
@@ -362,8 +361,8 @@ def _transposed(p: _Piece, values: Tensor, phi: Tensor) -> Tensor:
         w = values.detach().clone().requires_grad_()
         r = p.map(p.flat, w, size=1)
         u = torch.zeros_like(r).requires_grad_()
-        h = (_slope(r, w, u, create=True).unsqueeze(1) @ phi).squeeze(1)
-        columns = [_slope(h[:, c].sum(), u, retain=True) for c in range(phi.shape[2])]
+        h = (slope(r, w, u, create=True).unsqueeze(1) @ phi).squeeze(1)
+        columns = [slope(h[:, c].sum(), u, retain=True) for c in range(phi.shape[2])]
     return torch.stack(columns, -1).detach()
 
 
@@ -375,7 +374,7 @@ def _adjoint(p: _Piece, values: Tensor, phi: Tensor, found: Tensor) -> bool:
         w = values.detach().clone().requires_grad_()
         r = p.map(p.flat, w, size=1)
         u = torch.arange(r.numel(), dtype=r.dtype).add_(1).cos_().reshape(r.shape)
-        wanted = (_slope((r * u).sum(), w).unsqueeze(1) @ phi).squeeze(1)
+        wanted = (slope((r * u).sum(), w).unsqueeze(1) @ phi).squeeze(1)
     off = ((u.unsqueeze(1) @ found).squeeze(1) - wanted).abs()
     size = (u.abs().unsqueeze(1) @ found.abs()).squeeze(1)
     return not bool((off > 1e-8 * torch.maximum(size, wanted.abs())).any())
@@ -387,11 +386,11 @@ def _transposed_second(p: _Piece, values: Tensor, first: Tensor, second: Tensor)
         w = values.detach().clone().requires_grad_()
         r = p.map(p.flat, w, size=1)
         u = torch.zeros_like(r).requires_grad_()
-        g = _slope(r, w, u, create=True)
+        g = slope(r, w, u, create=True)
         along = (g * first).sum()
         if along.requires_grad:
-            along = (_slope(along, w, create=True) * first).sum()
-        return _slope(along + (g * second).sum(), u).detach()
+            along = (slope(along, w, create=True) * first).sum()
+        return slope(along + (g * second).sum(), u).detach()
 
 
 def _second(p: _Piece) -> Callable[..., Tensor]:

@@ -210,7 +210,7 @@
     const [left, top, width, height, foot] = numbers(figure.dataset.box);
     const svg = figure.querySelector("svg"), axes = figure.querySelector(".axes");
     const plot = (kind) => figure.querySelector(`svg.${kind}`);
-    const seen = drawn(figure.querySelector(".seen")), apart = drawn(figure.querySelector(".apart"));
+    const seen = drawn(figure.querySelector("path.seen")), apart = drawn(figure.querySelector("path.apart"));
     const marks = figure.dataset.marks.split("|").filter(Boolean).map((m) => [parseFloat(m), m.slice(m.indexOf(" ") + 1)]);
     let [low, high] = [first, last];
 
