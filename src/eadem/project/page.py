@@ -13,7 +13,7 @@ from eadem.project.block import Block, CurveBlock
 from eadem.project.files import correlation, source
 from eadem.project.fit import SYMMETRY, Outcome
 from eadem.report import forest, page, panels
-from eadem.report.numbers import count, significant, with_error
+from eadem.report.numbers import count, percent, significant, with_error
 
 __all__ = ["report"]
 
@@ -52,6 +52,8 @@ def report(outcome: Outcome) -> str:
         (count(len(outcome.built.joint)), "data sets"),
         ("yes" if fit.converged else "no", "converged"),
     ]
+    patterns = list(outcome.built.powder.items())[:2]
+    facts += [(percent(block.rwp(), 2), f"Rwp, {name}") for name, block in patterns]
     lede = "Least squares of all data sets at once; tied values have one free value for all."
     if not fit.converged:
         lede = f"This fit did not converge: {fit.message}."

@@ -58,7 +58,10 @@ def _phase(outcome: Outcome, name: str, phase: str) -> list[str]:
         return with_uncertainty(value, None if outcome.state[entry] == SYMMETRY else error)
 
     units = ("Å",) * 3 + ("°",) * 3
-    cell = [[n, shown(f"{before}.cell.{n}"), unit] for n, unit in zip(CELL, units, strict=True)]
+    cell = [
+        [f"{n} ({unit})", shown(f"{before}.cell.{n}")]
+        for n, unit in zip(CELL, units, strict=True)
+    ]
     atoms, tensors = [], []
     for i, label in enumerate(found.labels):
         size, full = "", ""
@@ -69,14 +72,12 @@ def _phase(outcome: Outcome, name: str, phase: str) -> list[str]:
             tensors.append([label, *(shown(full + ij) for ij in _PAIRS)])
         xyz = [shown(f"{before}.xyz.{label}.{axis}") for axis in "xyz"]
         occupancy = shown(_only(outcome, f"{before}.occupancy", label))
-        position = found.positions[i]
-        atoms.append(
-            [label, found.elements[i], *xyz, size or "anisotropic", occupancy, position]
-        )
-    columns = ("atom", "element", "x", "y", "z", "U (Å²)", "occupancy", "position")
+        first = [label, found.elements[i], found.positions[i]]
+        atoms.append([*first, *xyz, size or "anisotropic", occupancy])
+    columns = ("atom", "element", "position", "x", "y", "z", "U (Å²)", "occupancy")
     group = f"<p>Space group {escape(found.group.name)}</p>"
-    blocks = [group, page.table(("", "cell", ""), cell, (1,))]
-    blocks.append(page.table(columns, atoms, (2, 3, 4, 5, 6)))
+    blocks = [group, page.table(("", "cell"), cell, (1,))]
+    blocks.append(page.table(columns, atoms, (3, 4, 5, 6, 7)))
     if tensors:
         names = ("atom", *(f"U{ij} (Å²)" for ij in _PAIRS))
         blocks.append(page.table(names, tensors, range(1, 7)))
