@@ -316,6 +316,41 @@ Na Na 0 0 0 0.01
 Cl Cl 0.5 0.5 0.5 0.01
 """
 
+IRON = SALT[: SALT.index("Na Na")].replace("5.64", "2.866").replace("F m -3 m", "I m -3 m")
+IRON = (
+    IRON.replace("data_salt", "data_iron")
+    + """Fe Fe 0 0 0 0.01
+loop_
+_atom_site_aniso_label
+_atom_site_aniso_U_11
+_atom_site_aniso_U_22
+_atom_site_aniso_U_33
+_atom_site_aniso_U_12
+_atom_site_aniso_U_13
+_atom_site_aniso_U_23
+Fe 0.004 0.004 0.004 0 0 0
+"""
+)
+
+
+def test_a_phase_of_one_anisotropic_atom_is_reported(folder):
+    (folder / "iron.cif").write_text(IRON)
+    text = NEUTRON.replace("range = [20, 45]", "range = [20, 46]")
+    text = text.replace("wavelength = 1.909", "wavelength = 1.5")
+    text += '[phase.Fe]\ncif = "iron.cif"\n[[stage]]\nfree = "*.background"\n'
+    out = folder / "out"
+    out.mkdir()
+    found = fit_project(project(folder, text), out)
+    states = {n.removeprefix("neutron.Fe."): s for n, s in found.state.items() if ".Fe" in n}
+    assert states["u_aniso.Fe.U11"] == states["occupancy"] == "fixed"
+    assert states["u_aniso.Fe.U22"] == states["u_aniso.Fe.U12"] == "by symmetry"
+    again = Phase.from_cif(out / "Fe.cif")
+    assert again.u_aniso.tolist() == [[0.004] * 3 + [0.0] * 3]
+    page = (out / "report.html").read_text()
+    assert ">anisotropic</td>" in page
+    assert "Fe (1 1 0)" in page
+
+
 WRONG = [
     ("cif = ", "cfi = ", "pbso4.toml:LINE:1: there is no key 'cfi'; nearest: cif"),
     ('"start.cif"', '"strat.cif"', "pbso4.toml:LINE:1: there is no file 'strat.cif'; nearest"),
