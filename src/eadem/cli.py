@@ -204,16 +204,19 @@ def fit(
 
 
 def _show_fit(outcome: Outcome, folder: Path) -> None:
-    from .report.numbers import significant, with_error
+    from .report.numbers import percent, significant, with_error
 
     table = Table("parameter", "value", "", box=None, padding=(0, 2, 0, 0))
-    for site, state in outcome.state.items():
-        value, error = (
-            float(v[site].reshape(-1)[0]) for v in (outcome.fit.values, outcome.fit.stderr)
-        )
-        table.add_row(Text(site), Text(with_error(value, error)), Text(state))
+    patterns = outcome.built.powder
+    for name, state in outcome.state.items():
+        # A structure repeated in every pattern, and what is zero there, is in the report.
+        if name.partition(".")[0] in patterns and state not in ("free", "at its bound"):
+            continue
+        table.add_row(Text(name), Text(with_error(*outcome.value(name))), Text(state))
     console = Console()
     console.print(table)
+    for name, block in patterns.items():
+        console.print(Text(f"{name}: Rwp {percent(block.rwp(), 2)}"))
     clustered = outcome.project.options.cluster is not None
     for v in outcome.verdicts:
         p = significant(v.robust_pvalue if clustered else v.pvalue)

@@ -13,8 +13,9 @@ from scipy.optimize import curve_fit
 
 import eadem
 from eadem.project import MODELS, ProjectError, fit_project, load, solve
-from eadem.project.build import _Inverse, _Value, build, matches
+from eadem.project.build import build, matches
 from eadem.project.expression import Expression
+from eadem.project.formula import _Inverse, _Value
 
 DECAY = 'expression = "height*exp(-rate*x) + floor"\n'
 STARTS = "start = {height = 1.0, rate = 0.5, floor = 0.0}\n"
@@ -454,7 +455,7 @@ DATA = [
     ('file = "war.csv"\nmodel = "line"', "nearest: warm.csv"),
     ('file = "warm.csv"', "models: constant, line"),
     ('file = "warm.csv"\nmodel = "gausian"', "nearest: gaussian"),
-    ('file = "warm.csv"\nmodel = "powder"', "not in this version"),
+    ('file = "warm.csv"\nmodel = "powder"', "radiation = 'neutron' or 'xray'"),
     ('file = "warm.csv"\nmodel = "line"\nexpression = "a*x"', "not model and expression"),
     ('file = "warm.csv"\nexpression = "a*x"', "a start is needed for a.a"),
     ('file = "warm.csv"\nexpression = "2*x"', "no parameter to fit"),
@@ -520,32 +521,3 @@ def test_ties_that_contradict_each_other_are_refused(folder):
     text = '[ties]\nequal = "*.rate"\ncold.rate = "warm.rate + 1"\n'
     with pytest.raises(ProjectError, match="the ties cannot be made"):
         solve(project(folder, text))
-
-
-def test_what_a_powder_model_would_be_given(folder, monkeypatch):
-    """The seam: a function of the folder, the name and the table, returning a Block."""
-    import sys
-    import types
-
-    from eadem.project.block import Block, CurveBlock
-
-    given = []
-
-    def project_block(root, name, table):
-        given.append((root, name, dict(table)))
-        x = np.linspace(0, 1, 20)
-        curve = Expression.parse("a + b*x", {"x"})
-        return CurveBlock(x, 1 + 2 * x, np.ones(20), curve, {"a": 0.0, "b": 0.0})
-
-    module = types.ModuleType("eadem.powder")
-    module.project_block = project_block
-    monkeypatch.setitem(sys.modules, "eadem.powder", module)
-    (folder / "p.toml").write_text(
-        '[data.a]\nmodel = "powder"\nphase = "x.cif"\n[data.b]\nfile = "warm.csv"\n'
-        'model = "line"\n[ties]\nb.slope = "a.b"\n[start]\na.a = 0.5\n'
-    )
-    found = solve(load(folder / "p.toml"))
-    assert given[0][1:] == ("a", {"model": "powder", "phase": "x.cif"})
-    assert isinstance(found.built.joint["a"], Block)
-    assert found.built.starts["a.a"] == 0.5
-    assert float(found.fit.values["a.b"]) == float(found.fit.values["b.slope"])

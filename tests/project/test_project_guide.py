@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import tomllib
+from importlib import resources
 from pathlib import Path
 
 import pytest
 
 from eadem.cli import main
-from eadem.project import MODELS, load, solve
+from eadem.powder import read_steps
+from eadem.project import MODELS, load, powder, solve
+from eadem.project.build import build
 from eadem.project.expression import FUNCTIONS
 from eadem.project.spec import _DATA, _OPTIONS, _TOP
 
@@ -61,12 +65,36 @@ def test_the_guide_names_every_model_function_and_key():
         assert f"`{name}`" in text
     listed = re.search(r"the functions `([\w ]+)`", text).group(1)
     assert listed.split() == sorted(FUNCTIONS)
-    for key in (*_DATA, *_OPTIONS, *_TOP):
+    for key in (*_DATA, *_OPTIONS, *_TOP, *powder._DATA, *powder._PHASE, *powder._READERS):
         assert re.search(rf"\b{key}\b", text), key
 
 
 def test_every_toml_of_the_guide_is_toml():
     blocks = re.findall(r"^```toml\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 9
     for block in blocks:
         tomllib.loads(block)
+
+
+def test_the_powder_project_of_the_guide_can_be_built(tmp_path):
+    text = GUIDE.read_text(encoding="utf-8")
+    first, more = (
+        b
+        for b in re.findall(r"^```toml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        if "PbSO4" in b
+    )
+    folder = resources.files("eadem").joinpath("data", "pbso4")
+    for name, file in (("start.cif", "start.cif.gz"), ("neutron.dat", "neutron.dat.gz")):
+        (tmp_path / name).write_bytes(gzip.decompress(folder.joinpath(file).read_bytes()))
+    data = read_steps(str(folder.joinpath("xray.dat.gz")))
+    rows = zip(data.x.tolist(), data.y.tolist(), data.sigma.tolist(), strict=True)
+    (tmp_path / "xray.xye").write_text("\n".join(f"{a} {b} {c}" for a, b, c in rows))
+    (tmp_path / "pbso4.toml").write_text(first + more)
+    built = build(load(tmp_path / "pbso4.toml"))
+    shared = ["*.PbSO4.cell", "*.PbSO4.xyz", "*.PbSO4.u_iso"]
+    assert [t.text for t in built.ties][1:] == shared
+    assert len(built.ties[0].sites) == 2
+    assert built.bounds["neutron.PbSO4.u_iso.O1"] == (0.0, 0.1)
+    assert built.starts["xray.PbSO4.u_iso"].tolist() == [0.008] * 5
+    for block in built.powder.values():
+        assert block.rwp() < 0.7

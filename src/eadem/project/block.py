@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from eadem.project.document import Document, Path_
 from eadem.project.expression import Expression
 
-__all__ = ["Block", "CurveBlock", "powder_block"]
+__all__ = ["Block", "CurveBlock"]
 
 
 @runtime_checkable
@@ -66,24 +63,3 @@ class CurveBlock(nn.Module):
     def residual(self) -> Tensor:
         """(y − model)/σ."""
         return (self._y - self.model()) / self._sigma
-
-
-def powder_block(
-    document: Document, folder: Path, name: str, table: Mapping[str, Any]
-) -> nn.Module:
-    """The block of a data set with `model = "powder"`, made by `eadem.powder.project_block`.
-
-    That function is given the folder of the project, the data set's name and its table as it
-    is written, and returns a module that is a `Block`; it opens files by
-    `eadem.project.data.inside` and says what is wrong by ProjectError. Raises ProjectError
-    where this version has no such function.
-    """
-    path: Path_ = ("data", name, "model")
-    try:
-        build = importlib.import_module("eadem.powder").project_block
-    except (ModuleNotFoundError, AttributeError):
-        raise document.error(
-            path, "model = 'powder' is not in this version of Eadem; it fits curves only"
-        ) from None
-    made: nn.Module = build(folder, name, table)
-    return made

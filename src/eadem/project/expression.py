@@ -210,6 +210,8 @@ class _Walk:
                 return self.name(node, name)
             case ast.Attribute(value=ast.Name(id=block), attr=name) if self.dotted:
                 return self.name(node, f"{block}.{name}")
+            case ast.Attribute() if self.dotted and _name(node) in (self.known or ()):
+                return self.name(node, _name(node))
             case ast.UnaryOp(op=ast.USub(), operand=inner):
                 value_of = self.node(inner, depth + 1)
                 return lambda v: -value_of(v)
@@ -288,6 +290,15 @@ def _constant(value: float) -> _Node:
     return lambda _: found
 
 
+def _name(node: ast.expr) -> str:
+    """A name with dots as it is written; "" for anything else."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
+
+
 def _linear(node: ast.expr) -> tuple[dict[str, float], float] | None:
     """(coefficients, constant) of an affine expression; of a constant one, ({}, value)."""
     match node:
@@ -298,8 +309,8 @@ def _linear(node: ast.expr) -> tuple[dict[str, float], float] | None:
                 return {}, math.inf
         case ast.Name(id=name):
             return ({}, CONSTANTS[name]) if name in CONSTANTS else ({name: 1.0}, 0.0)
-        case ast.Attribute(value=ast.Name(id=block), attr=name):
-            return {f"{block}.{name}": 1.0}, 0.0
+        case ast.Attribute():
+            return {_name(node): 1.0}, 0.0
         case ast.UnaryOp(op=ast.USub() | ast.UAdd() as op, operand=inner):
             found = _linear(inner)
             return found and _scaled(found, -1.0 if isinstance(op, ast.USub) else 1.0)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from eadem.bind import ties as every_tie
 from eadem.errors import EademError
 from eadem.evidence import EvidenceError, ScoreTest
+from eadem.evidence._release import directions
 from eadem.fits import Fit, least_squares
 from eadem.fits.fit import RankWarning
-from eadem.project.block import Block
-from eadem.project.build import Built, build, matches
+from eadem.project.build import Built, Declared, build, matches
 from eadem.project.errors import ProjectError
 from eadem.project.spec import Project
 from eadem.report import page as pages
@@ -30,6 +25,12 @@ __all__ = ["Outcome", "Stage", "Verdict", "fit_project", "solve"]
 
 #: Below this p-value a tie is doubtful, and rejected below that.
 DOUBT, REJECT = 0.05, 0.01
+#: The state of a number that its structure's symmetry gives.
+SYMMETRY = "by symmetry"
+FROZEN = "everything tied is fixed"
+#: Offsets (see `eadem.least_squares`) at which a fit ends: of curves, of powder patterns, and
+#: of the latter in stages before the last.
+CURVES, FINE, ROUGH = 1e-8, 3e-4, 5e-2
 Say = Callable[[str], None]
 
 
@@ -50,7 +51,7 @@ class Verdict:
     """What the score test says of one tie, let go alone.
 
     `pvalue` treats the residuals as independent, `robust_pvalue` only the clusters (single
-    residuals where none are asked for). `changes`: the expected change of each site.
+    residuals where none are asked for). `changes`: the expected change of each value.
     `problem`: why there is no test, if so.
     """
 
@@ -78,7 +79,7 @@ class Verdict:
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """A fitted project. `serial`: the lag-one autocorrelation of each data set's residuals;
-    `state`: free, tied, fixed or at a bound, by site.
+    `state` of every number by name: free, tied, fixed, at its bound or by symmetry.
     """
 
     built: Built
@@ -95,28 +96,40 @@ class Outcome:
         """What was asked."""
         return self.built.project
 
+    def value(self, name: str) -> tuple[float, float]:
+        """A number and its standard error."""
+        e = self.built.entries[name]
+        value, error = (
+            v[e.site].reshape(-1)[e.place] for v in (self.fit.values, self.fit.stderr)
+        )
+        return float(value), float(error)
+
+    def free_names(self) -> dict[str, int]:
+        """The free values that moved, by the number that shows each, with their places in the
+        fit's correlations.
+        """
+        shown = {e.columns[0]: n for n, e in self.built.entries.items() if e.leads}
+        return {
+            n: column
+            for column in range(len(self.fit.names))
+            if self.state.get(n := shown.get(column, "")) == "free"
+        }
+
 
 def fit_project(project: Project, folder: Path, say: Say | None = None) -> Outcome:
     """Fit a project, and leave the report in a folder that exists.
 
     `report.html`, `fit.json`, `values.csv`, and for each data set `NAME.csv` with x, y, σ,
-    curve and weighted residual. `say` is given a line for each iteration. Raises ProjectError
+    curve and weighted residual; of powder patterns `PHASE.cif` and `NAME.reflections.csv` too.
+    `say` is given a line for each iteration. Raises ProjectError
     with the place of what is wrong, and MissingPackage without jinja2.
     """
-    from eadem.project.page import report  # needs what is above
+    from eadem.project.files import write  # needs what is above
 
     pages.ready()
     outcome = solve(project, say)
-    _write(folder / "fit.json", json.dumps(_plain(summary(outcome)), indent=2) + "\n")
-    _write(folder / "values.csv", values_csv(outcome))
-    for name in outcome.built.joint:
-        _write(folder / f"{name}.csv", curve_csv(outcome, name))
-    _write(folder / "report.html", report(outcome))
+    write(outcome, folder)
     return outcome
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def solve(project: Project, say: Say | None = None) -> Outcome:
@@ -131,6 +144,12 @@ def solve(project: Project, say: Say | None = None) -> Outcome:
             found = matches(pattern, built.sites())
             if not found:
                 raise project.document.error(path, f"{pattern!r:.80} is no parameter")
+            if built.held.issuperset(found):
+                raise project.document.error(
+                    path,
+                    f"{pattern!r:.80} is refined only where refine = […] of its data set "
+                    "says so",
+                )
             sites |= dict.fromkeys(found)
         built.free_only(sites)
         if len(asked) > 1:
@@ -163,7 +182,10 @@ def solve(project: Project, say: Say | None = None) -> Outcome:
 
 def _fitted(built: Built, speak: Say, last: bool) -> Fit:
     options = built.project.options
-    bounds = built.bounds
+    bounds = {built.entries[n].part: b for n, b in built.bounds.items()}
+    tolerance = options.tolerance
+    if tolerance is None:
+        tolerance = (FINE if last else ROUGH) if built.powder else CURVES
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RankWarning)  # it is in the fit's notes
         try:
@@ -175,7 +197,7 @@ def _fitted(built: Built, speak: Say, last: bool) -> Fit:
                 absolute_sigma=options.absolute_sigma,
                 starts=options.starts if last else 0,
                 seed=options.seed,
-                tolerance=options.tolerance,
+                tolerance=tolerance,
                 max_iterations=options.max_iterations,
                 progress=lambda step: speak(str(step)),
             )
@@ -190,20 +212,21 @@ def _lag_one(residual: Tensor) -> float:
 
 
 def _states(built: Built, fit: Fit) -> dict[str, str]:
-    owned = {o for sites in built.owners.values() for o in sites}
     frozen = {n for n, p in built.joint.named_parameters() if not p.requires_grad}
     found = {}
-    for site, owners in built.owners.items():
-        bound = built.bounds.get(site)
-        value = float(fit.values[site].reshape(-1)[0])
-        if owners <= frozen:
-            found[site] = "fixed"
-        elif bound is not None and any(
-            b is not None and abs(value - b) <= 1e-9 * max(1.0, abs(b)) for b in bound
+    for name, e in built.entries.items():
+        value = float(fit.values[e.site].reshape(-1)[e.place])
+        if built.powder and (e.constant or (e.follows and not e.leads)):
+            found[name] = SYMMETRY
+        elif e.owners <= frozen:
+            found[name] = "fixed"
+        elif any(
+            b is not None and abs(value - b) <= 1e-9 * max(1.0, abs(b))
+            for b in built.bounds.get(name, ())
         ):
-            found[site] = "at its bound"
+            found[name] = "at its bound"
         else:
-            found[site] = "free" if site in owned else "tied"
+            found[name] = "free" if e.leads else "tied"
     return found
 
 
@@ -226,29 +249,39 @@ def _verdicts(
     if not built.ties:
         return (), (), ()
     problem = ""
+    tested = [t for t in built.ties if not built.frozen(built.owners_of(t))]
     if not fit.converged:
         problem = "the fit did not converge"
     elif built.project.options.loss != "linear":
         problem = "not tested with a robust loss"
-    elif not every_tie(built.joint):
-        problem = "everything tied is fixed"
+    elif not tested:
+        problem = FROZEN
     if problem:
         return tuple(Verdict(t.text, t.sites, problem=problem) for t in built.ties), (), ()
     try:
-        test = fit.score_test(cluster=_clusters(built, fit))
+        moves = [directions(built.joint, t.tie).dense() for t in tested]
+        test = fit.score_test(release=torch.cat(moves, 1), cluster=_clusters(built, fit))
     except EvidenceError as error:
         return tuple(Verdict(t.text, t.sites, problem=str(error)) for t in built.ties), (), ()
-    found = [_verdict(test, t.text, t.sites, t.tie) for t in built.ties]
+    found = [
+        _verdict(test, built, t) if t in tested else Verdict(t.text, t.sites, problem=FROZEN)
+        for t in built.ties
+    ]
     notes = tuple(f"the ties together: {n}" for n in test.notes)
     return tuple(found), tuple(asdict(row) for row in test.clusters), notes
 
 
-def _verdict(test: ScoreTest, text: str, sites: tuple[str, ...], tie: Any) -> Verdict:
+def _verdict(test: ScoreTest, built: Built, tied: Declared) -> Verdict:
+    text, sites = tied.text, tied.sites
     try:
-        one = test.again(tie)
+        one = test.again(tied.tie)
     except EademError as error:
         return Verdict(text, sites, problem=str(error))
-    changes = {s: float(one.changes[s].reshape(-1)[0]) for s in sites}
+    changes = {
+        n: float(one.changes[e.site].reshape(-1)[e.place])
+        for n, e in built.entries.items()
+        if (e.site in sites or n in sites) and not e.constant
+    }
     return Verdict(
         text,
         sites,
@@ -291,111 +324,9 @@ def _notes(built: Built, fit: Fit, serial: Mapping[str, float]) -> list[str]:
         if f.site in built.project.starts:
             notes.append(f"the start of {f.site} is not used: it follows from {f.text}")
     for site, bound in built.bounds.items():
-        start = built.starts[site]
+        e = built.entries[site]
+        start = float(built.starts[e.site].reshape(-1)[e.place])
         low, high = bound
         if (low is not None and start < low) or (high is not None and start > high):
             notes.append(f"{site} started at {start:g}, out of its bounds; it was moved inside")
     return notes
-
-
-def summary(outcome: Outcome) -> dict[str, Any]:
-    """Everything that a program may want to read, for fit.json."""
-    from eadem import __version__
-
-    fit, built = outcome.fit, outcome.built
-    free = [n for n in fit.names if outcome.state.get(n) == "free"]
-    return {
-        "schema": 1,
-        "eadem": __version__,
-        "title": outcome.project.title,
-        "converged": fit.converged,
-        "message": fit.message,
-        "chi2": fit.chi2,
-        "dof": fit.dof,
-        "reduced_chi2": fit.reduced_chi2,
-        "aic": fit.aic,
-        "bic": fit.bic,
-        "residuals": fit.size,
-        "free": fit.free,
-        "options": asdict(outcome.project.options),
-        "values": {
-            site: {
-                "value": _number(fit.values[site]),
-                "stderr": _number(fit.stderr[site]),
-                "state": outcome.state[site],
-                "start": built.starts.get(site),
-                "bounds": built.bounds.get(site),
-            }
-            for site in built.owners
-        },
-        "correlation": {"names": free, "matrix": correlation(fit, free)},
-        "ties": [
-            asdict(v) | {"verdict": v.word(outcome.project.options.cluster is not None)}
-            for v in outcome.verdicts
-        ],
-        "clusters": list(outcome.clusters),
-        "data": {
-            d.name: {
-                "file": None if d.observed is None else d.observed.file,
-                "curve": None if d.curve is None else d.curve.text,
-                "errors": None if d.observed is None else d.observed.errors,
-                "observations": fit.residuals[d.name].numel(),
-                "left_out": 0 if d.observed is None else len(d.observed.left_out[0]),
-                "chi2": float(fit.residuals[d.name].square().sum()),
-                "lag_one": outcome.serial[d.name],
-            }
-            for d in outcome.project.data
-        },
-        "stages": [asdict(s) for s in outcome.stages],
-        "notes": list(outcome.notes),
-    }
-
-
-def correlation(fit: Fit, names: list[str]) -> list[list[float]]:
-    """The correlations of some free values; nothing where there are very many."""
-    if len(names) > 512 or not names:
-        return []
-    at = [fit.names.index(n) for n in names]
-    found: list[list[float]] = fit.correlation[at][:, at].tolist()
-    return found
-
-
-def values_csv(outcome: Outcome) -> str:
-    """Every value with its standard error."""
-    rows = [
-        (s, repr(_number(outcome.fit.values[s])), repr(_number(outcome.fit.stderr[s])), state)
-        for s, state in outcome.state.items()
-    ]
-    return _csv([("parameter", "value", "stderr", "state"), *rows])
-
-
-def curve_csv(outcome: Outcome, name: str) -> str:
-    """One data set: x, y, σ, the fitted curve, and (y − curve)/σ."""
-    block = outcome.built.joint[name]
-    if not isinstance(block, Block):
-        raise ProjectError(f"the model of {name!r} has no curve")
-    with torch.no_grad():
-        columns = (*block.observed(), block.model(), block.residual())
-    rows = zip(*(c.reshape(-1).tolist() for c in columns), strict=True)
-    return _csv([("x", "y", "sigma", "curve", "residual"), *(map(repr, r) for r in rows)])
-
-
-def _csv(rows: Any) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(rows)
-    return out.getvalue()
-
-
-def _number(value: Tensor) -> float:
-    return float(value.reshape(-1)[0])
-
-
-def _plain(value: Any) -> Any:
-    """JSON's own types; a number that is not finite becomes a string."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

@@ -15,7 +15,7 @@ from eadem.project.data import Columns, inside, read_columns
 from eadem.project.document import Document, Path_
 from eadem.project.errors import ProjectError, at
 
-__all__ = ["Observed", "observed"]
+__all__ = ["Observed", "gaps_of", "observed"]
 
 Floats = NDArray[np.float64]
 #: Endings of files whose third column is σ without being told.
@@ -62,7 +62,7 @@ def observed(
     names = [_column(document, path, table, columns, key, i) for i, key in enumerate("xy")]
     x, y = (columns.numbers(n) for n in names)
     sigma, errors = _sigma(document, path, table, columns, y)
-    gaps = _gaps(document, path, table)
+    gaps = gaps_of(document, path, table)
     kept = np.ones(len(x), dtype=bool)
     for low, high in gaps:
         kept &= ~((x >= low) & (x <= high))
@@ -140,7 +140,7 @@ def _sigma(
     return columns.numbers(rule), f"σ from column {columns.names[index]!r}"
 
 
-def _gaps(
+def gaps_of(
     document: Document, path: Path_, table: Mapping[str, Any]
 ) -> tuple[tuple[float, float], ...]:
     """The stretches of x that are left out: `exclude`, and what is outside of `range`."""

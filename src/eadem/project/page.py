@@ -10,24 +10,29 @@ import torch
 
 from eadem.errors import EademError
 from eadem.project.block import Block, CurveBlock
-from eadem.project.fit import Outcome, correlation
+from eadem.project.files import correlation, source
+from eadem.project.fit import SYMMETRY, Outcome
 from eadem.report import forest, page, panels
-from eadem.report.numbers import count, significant, with_error
+from eadem.report.numbers import count, percent, significant, with_error
 
 __all__ = ["report"]
 
 #: Data sets with a large picture each; more of them are drawn small.
 LARGE = 6
 ROWS, STRONG, LINE = 400, 0.5, 400
+#: States of numbers that had no say.
+STILL = ("fixed", SYMMETRY)
 
 
 def report(outcome: Outcome) -> str:
     """The page as HTML. Raises MissingPackage without jinja2."""
     fit = outcome.fit
-    sections = [
-        page.Section("curves", "Data and curves", blocks=list(_pictures(outcome))),
-        _values(outcome),
-    ]
+    sections = [page.Section("curves", "Data and curves", blocks=list(_pictures(outcome)))]
+    if outcome.built.powder:
+        from eadem.project.powder_page import structure
+
+        sections.append(structure(outcome))
+    sections.append(_values(outcome))
     if outcome.verdicts:
         sections.append(_ties(outcome))
     sections += [_correlations(outcome), _data(outcome)]
@@ -47,6 +52,8 @@ def report(outcome: Outcome) -> str:
         (count(len(outcome.built.joint)), "data sets"),
         ("yes" if fit.converged else "no", "converged"),
     ]
+    patterns = list(outcome.built.powder.items())[:2]
+    facts += [(percent(block.rwp(), 2), f"Rwp, {name}") for name, block in patterns]
     lede = "Least squares of all data sets at once; tied values have one free value for all."
     if not fit.converged:
         lede = f"This fit did not converge: {fit.message}."
@@ -56,6 +63,10 @@ def report(outcome: Outcome) -> str:
 
 
 def _pictures(outcome: Outcome) -> Iterator[str]:
+    for name in outcome.built.powder:
+        from eadem.project.powder_page import drawn
+
+        yield drawn(outcome, name)
     shown = [p for name in outcome.built.joint if (p := _panel(outcome, name)) is not None]
     if len(shown) <= LARGE:
         for panel in shown:
@@ -67,7 +78,7 @@ def _pictures(outcome: Outcome) -> Iterator[str]:
 
 def _panel(outcome: Outcome, name: str) -> panels.Panel | None:
     block = outcome.built.joint[name]
-    if not isinstance(block, Block):
+    if not isinstance(block, Block) or name in outcome.built.powder:
         return None
     data = next(d for d in outcome.project.data if d.name == name)
     with torch.no_grad():
@@ -101,30 +112,35 @@ def _inner(gaps: tuple[tuple[float, float], ...], x: torch.Tensor) -> list[tuple
 
 def _values(outcome: Outcome) -> page.Section:
     fit = outcome.fit
-    rows = []
-    for site, state in list(outcome.state.items())[:ROWS]:
-        value, error = (float(v[site].reshape(-1)[0]) for v in (fit.values, fit.stderr))
-        start = outcome.built.starts.get(site)
-        rows.append(
-            [
-                site,
-                state,
-                with_error(value, error),
-                significant(value, 6),
-                "" if state == "fixed" else significant(error),
-                "" if start is None else significant(start, 4),
-            ]
-        )
+    powder = outcome.built.powder
+    rows: list[list[str]] = []
+    rest: list[list[str]] = []
+    for name, state in outcome.state.items():
+        value, error = outcome.value(name)
+        e = outcome.built.entries[name]
+        start = float(outcome.built.starts[e.site].reshape(-1)[e.place])
+        row = [
+            name,
+            state,
+            with_error(value, error),
+            significant(value, 6),
+            "" if state in STILL else significant(error),
+            significant(start, 4),
+        ]
+        (rest if state in STILL and name.partition(".")[0] in powder else rows).append(row)
     columns = ("parameter", "", "value(esd)", "value", "standard error", "start")
     source = "those of the errors given" if fit.absolute_sigma else "scaled by √(χ²/dof)"
     text = (
         "The digits in brackets are the standard error (esd) in units of the last digits. "
         f"Standard errors are {source}; a tied value's is that of what it is tied to."
     )
-    if len(outcome.state) > ROWS:
-        text += f" The first {ROWS} of {len(outcome.state)}; values.csv has all."
-    table = page.table(columns, rows, (2, 3, 4, 5))
-    return page.Section("values", "Values", text, [table])
+    if len(rows) > ROWS:
+        text += f" The first {ROWS} of {len(rows)}; values.csv has all."
+    blocks = [page.table(columns, rows[:ROWS], (2, 3, 4, 5))]
+    if rest:
+        fixed = page.table(columns, rest[:ROWS], (2, 3, 4, 5))
+        blocks.append(page.foldout("What was not refined, and what symmetry gives", fixed))
+    return page.Section("values", "Values", text, blocks)
 
 
 def _ties(outcome: Outcome) -> page.Section:
@@ -178,9 +194,10 @@ def _short(text: str, most: int = 22) -> str:
 
 
 def _correlations(outcome: Outcome) -> page.Section:
-    names = [n for n in outcome.fit.names if outcome.state.get(n) == "free"]
+    free = outcome.free_names()
+    names = list(free)
     try:
-        matrix = correlation(outcome.fit, names)
+        matrix = correlation(outcome.fit, free.values())
     except EademError:
         matrix = []
     pairs = [
@@ -217,14 +234,14 @@ def _data(outcome: Outcome) -> page.Section:
     for d in outcome.project.data:
         r = outcome.fit.residuals[d.name]
         n, chi2 = r.numel(), float(r.square().sum())
-        out = "" if d.observed is None else count(len(d.observed.left_out[0]))
+        file, errors, out = source(outcome, d)
         rows.append(
             [
                 d.name,
-                "" if d.observed is None else d.observed.file,
-                "" if d.observed is None else d.observed.errors,
+                file,
+                errors,
                 count(n),
-                out,
+                count(out),
                 significant(chi2, 4),
                 significant(chi2 / n),
                 f"{outcome.serial[d.name]:+.2f}".replace("-", "−"),

@@ -19,13 +19,15 @@ from eadem.project.models import MODELS, Model, polynomial
 from eadem.project.observed import Observed, observed
 from eadem.solvers.losses import LOSSES
 
-__all__ = ["POWDER", "DataSet", "Function", "Options", "Project", "load"]
+__all__ = ["POWDER", "DataSet", "Function", "Given", "Options", "Project", "load"]
 
+#: A number for a whole site, or those of all its entries.
+Given = float | tuple[float, ...]
 #: Terms of one curve above which a project is refused.
 TERMS = 300
 #: The name of the model that `eadem.powder` brings.
 POWDER = "powder"
-_TOP = ("title", "data", "start", "bounds", "fixed", "ties", "stage", "options")
+_TOP = ("title", "phase", "data", "start", "bounds", "fixed", "ties", "stage", "options")
 _DATA = (
     "file",
     "x",
@@ -59,7 +61,10 @@ _MODULE = frozenset(dir(nn.Module())) | {"at", "model", "observed", "residual", 
 
 @dataclass(frozen=True)
 class Options:
-    """How the fit is made; as the arguments of `eadem.least_squares`, and `cluster`."""
+    """How the fit is made; as the arguments of `eadem.least_squares`, and `cluster`. Without
+    a `tolerance` curves are fitted to 1e-8 and powder patterns, whose peaks end somewhere, to
+    3e-4.
+    """
 
     absolute_sigma: bool = False
     cluster: int | None = None
@@ -68,7 +73,7 @@ class Options:
     max_iterations: int = 1000
     seed: int = 0
     starts: int = 0
-    tolerance: float = 1e-8
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,20 +101,22 @@ class Function:
 @dataclass(frozen=True, eq=False)
 class Project:
     """A whole project. `starts`, `bounds` and `fixed` are by site or pattern, in the order
-    written; `equal` lists the names and patterns of every equality.
+    written; `equal` lists the names and patterns of every equality; `phases` are tables as
+    they are written.
     """
 
     document: Document
     folder: Path
     title: str
     data: tuple[DataSet, ...]
-    starts: dict[str, tuple[float, Path_]]
+    starts: dict[str, tuple[Given, Path_]]
     bounds: dict[str, tuple[tuple[float | None, float | None], Path_]]
-    fixed: dict[str, tuple[float | None, Path_]]
+    fixed: dict[str, tuple[Given | None, Path_]]
     equal: tuple[tuple[tuple[str, ...], Path_], ...]
     functions: tuple[Function, ...]
     stages: tuple[tuple[tuple[str, ...], Path_], ...]
     options: Options = field(default_factory=Options)
+    phases: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def load(path: Path) -> Project:
@@ -142,13 +149,17 @@ def load(path: Path) -> Project:
         folder=folder,
         title=title,
         data=data,
-        starts={n: (document.number(v, p), p) for n, (v, p) in settings["start"].items()},
+        starts={n: (_given(document, v, p), p) for n, (v, p) in settings["start"].items()},
         bounds={n: (_bound(document, v, p), p) for n, (v, p) in settings["bounds"].items()},
         fixed={n: (_fixed(document, v, p), p) for n, (v, p) in settings["fixed"].items()},
         equal=tuple(_equal(document, ties.get("equal", []))),
         functions=tuple(_functions(document, ties)),
         stages=tuple(_stages(document, top.get("stage", []))),
         options=_options(document, top.get("options", {})),
+        phases={
+            name: document.table(table, ("phase", name))
+            for name, table in document.table(top.get("phase", {}), ("phase",)).items()
+        },
     )
 
 
@@ -283,9 +294,20 @@ def _bound(document: Document, value: object, path: Path_) -> tuple[float | None
     return (low if math.isfinite(low) else None), (high if math.isfinite(high) else None)
 
 
-def _fixed(document: Document, value: object, path: Path_) -> float | None:
+def _given(document: Document, value: object, path: Path_) -> Given:
+    """A number, or a list of them however it is nested."""
+    if not isinstance(value, list):
+        return document.number(value, path)
+    found: list[float] = []
+    for each in value:
+        inner = _given(document, each, path)
+        found += inner if isinstance(inner, tuple) else (inner,)
+    return tuple(found)
+
+
+def _fixed(document: Document, value: object, path: Path_) -> Given | None:
     """The value to stay at; None: where it starts (true)."""
-    return None if value is True else document.number(value, path)
+    return None if value is True else _given(document, value, path)
 
 
 def _equal(document: Document, value: object) -> list[tuple[tuple[str, ...], Path_]]:
