@@ -12,7 +12,7 @@ SPEAKS = re.compile(r"print\(.*\)  # (.+)")
 
 
 @pytest.mark.parametrize(
-    "page", ["ties.md", "lifecycle.md", "symmetry.md", "evidence.md", "fits.md"]
+    "page", ["ties.md", "lifecycle.md", "symmetry.md", "evidence.md", "fits.md", "powder.md"]
 )
 def test_examples(
     page: str,

@@ -347,3 +347,135 @@ def test_summary_of_a_checkpoint(
     fails(capsys, "summary", path)
     path.write_bytes(b"not a checkpoint")
     fails(capsys, "summary", path)
+
+
+PROJECT = """
+[data.a]
+file = "a.csv"
+model = "line"
+sigma = 0.1
+[data.b]
+file = "b.csv"
+model = "line"
+sigma = 0.1
+[ties]
+equal = "*.slope"
+"""
+
+
+@pytest.fixture
+def fit_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of two lines of one slope, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    for name, level in (("a", 1), ("b", 4)):
+        rows = "".join(f"{x},{level + 2 * x + 0.1 * (-1) ** x}\n" for x in range(8))
+        (tmp_path / f"{name}.csv").write_text("x,y\n" + rows)
+    path = tmp_path / "lines.toml"
+    path.write_text(PROJECT)
+    return path
+
+
+def test_fit_leaves_a_report_and_prints_the_values(
+    capsys: pytest.CaptureFixture[str], fit_project: Path
+) -> None:
+    code, out, err = call(capsys, "fit", "lines.toml")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert any("offset" in line for line in lines)
+    assert any(line.startswith("a.slope") and line.rstrip().endswith("free") for line in lines)
+    assert any(line.startswith("b.slope") and line.rstrip().endswith("tied") for line in lines)
+    assert any(line.startswith("tie *.slope: nothing against it") for line in lines)
+    folder = fit_project.with_name("lines-fit")
+    assert lines[-1] == f"report: {folder / 'report.html'}"
+    names = {p.name for p in folder.iterdir()}
+    assert names == {"report.html", "fit.json", "values.csv", "a.csv", "b.csv"}
+    assert not fit_project.with_name("lines-fit.partial").exists()
+
+
+def test_fit_again_replaces_its_folder_and_no_other(
+    capsys: pytest.CaptureFixture[str], fit_project: Path
+) -> None:
+    folder = fit_project.with_name("out")
+    assert call(capsys, "fit", "lines.toml", "--out", folder, "--quiet")[0] == 0
+    before = (folder / "fit.json").read_text()
+    fit_project.write_text(PROJECT.replace("*.slope", "*.intercept"))
+    code, out, _ = call(capsys, "fit", "lines.toml", "--out", folder, "-q")
+    assert code == 0
+    assert "offset" not in out
+    assert (folder / "fit.json").read_text() != before
+    foreign = fit_project.with_name("mine")
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("years of work")
+    err = fails(capsys, "fit", "lines.toml", "--out", foreign)
+    assert "no run wrote" in err
+    assert (foreign / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("[ties]", "[ties", "lines.toml:10:6: "),
+        ("*.slope", "*.slop", "lines.toml:11:1: '*.slop' is no parameter; nearest: "),
+        (
+            '"a.csv"',
+            '"../a.csv"',
+            "lines.toml:3:1: the file '../a.csv' is not in",
+        ),
+        ("model", "modle", "lines.toml:4:1: there is no key 'modle'; nearest: model"),
+    ],
+)
+def test_fit_errors_are_one_line_with_the_place(
+    capsys: pytest.CaptureFixture[str], fit_project: Path, old: str, new: str, said: str
+) -> None:
+    fit_project.write_text(PROJECT.replace(old, new, 1))
+    assert fails(capsys, "fit", "lines.toml").startswith(f"eadem: {said}")
+    assert {p.name for p in fit_project.parent.iterdir()} == {"a.csv", "b.csv", "lines.toml"}
+
+
+def test_fit_names_the_line_of_bad_data(
+    capsys: pytest.CaptureFixture[str], fit_project: Path
+) -> None:
+    data = fit_project.with_name("b.csv")
+    data.write_text(data.read_text() + "8,2O.1\n")
+    assert fails(capsys, "fit", "lines.toml").startswith("eadem: b.csv:10:3: '2O.1' is not a")
+    assert fails(capsys, "fit", "none.toml").startswith("eadem: there is no project file")
+
+
+def test_fit_that_does_not_converge_is_reported_with_code_1(
+    capsys: pytest.CaptureFixture[str], fit_project: Path
+) -> None:
+    curve = 'expression = "h*exp(-k*x)"\nstart = {h = 900, k = 9}'
+    text = PROJECT.replace('model = "line"', curve).replace("slope", "k")
+    fit_project.write_text(text + "[options]\nmax_iterations = 1\n")
+    code, out, err = call(capsys, "fit", "lines.toml")
+    assert code == 1
+    assert err.startswith("eadem: not converged: ")
+    assert "report: " in out
+    page = (fit_project.with_name("lines-fit") / "report.html").read_text()
+    assert "did not converge" in page
+
+
+def test_a_hostile_project_runs_nothing(
+    capsys: pytest.CaptureFixture[str], fit_project: Path
+) -> None:
+    for text in (
+        "__import__('os').system('touch pwned')",
+        "x.__class__.__mro__",
+        "open('pwned', 'w')",
+        "(lambda: 0)()",
+    ):
+        curve = f'expression = "{text}"'
+        fit_project.write_text(PROJECT.replace('model = "line"', curve, 1))
+        assert "column" in fails(capsys, "fit", "lines.toml")
+        fit_project.write_text(PROJECT + f'a.intercept = "{text}"\n')
+        assert "column" in fails(capsys, "fit", "lines.toml")
+    assert {p.name for p in fit_project.parent.iterdir()} == {"a.csv", "b.csv", "lines.toml"}
+
+
+def test_help_of_fit_needs_no_torch() -> None:
+    code = (
+        "import sys\nfrom eadem.cli import main\n"
+        "try: main(['fit', '--help'])\nexcept SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

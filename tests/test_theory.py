@@ -11,6 +11,7 @@ from torch import nn
 
 import eadem
 from eadem import theory
+from eadem.errors import OutOfRange
 from eadem.maps.algebra import stack
 
 
@@ -158,8 +159,12 @@ def test_the_bound_shrinks_and_covers():
         lambda: theory.generalization_bound(10, 10),
         lambda: theory.gradient_scale(3, -0.9),
         lambda: theory.observations_needed(1.0, 0.0, 3),
+        lambda: theory.convolution((-3, -3)),
+        lambda: theory.local((3, 0), positions=4),
+        lambda: theory.group_convolution((0, 3), order=4),
+        lambda: theory.group_convolution((3, 3), order=4, outputs=0),
     ],
 )
 def test_impossible_numbers_are_refused(call):
-    with pytest.raises(ValueError, match=r"must be|divide|more samples|correlation"):
+    with pytest.raises(OutOfRange, match=r"must be|divide|more samples|correlation"):
         call()

@@ -12,6 +12,7 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
+from .errors import DataError as DataError
 from .errors import EademError as EademError
 from .errors import GroupError as GroupError
 from .errors import MissingPackage as MissingPackage
@@ -19,6 +20,7 @@ from .errors import NoEquivariantMap as NoEquivariantMap
 from .errors import NoSuchSite as NoSuchSite
 from .errors import NotAParameter as NotAParameter
 from .errors import NotARepresentation as NotARepresentation
+from .errors import OutOfRange as OutOfRange
 from .errors import RecordError as RecordError
 from .errors import ShapeError as ShapeError
 from .errors import SymmetryBroken as SymmetryBroken
@@ -172,9 +174,11 @@ _ROOMS = (
     "evidence",
     "fits",
     "groups",
+    "hmm",
     "joint",
     "maps",
     "nn",
+    "powder",
     "recipes",
     "report",
     "solvers",

@@ -1,4 +1,4 @@
-"""The command line: `eadem list`, `run`, `summary`, `report`.
+"""The command line: `eadem list`, `run`, `summary`, `report`, `fit`, `align`.
 
 What goes wrong is one line on stderr and exit code 2; Ctrl-C is exit code 130. torch is
 imported only by the commands that need it, so `eadem --help` answers at once.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,9 +31,13 @@ from .errors import EademError
 if TYPE_CHECKING:
     from torch import nn
 
+    from .project import Outcome
+
 __all__ = ["app", "main"]
 
 INTERRUPTED = 130
+#: A file that every finished `fit` holds.
+FIT = "fit.json"
 
 app = typer.Typer(
     name="eadem",
@@ -162,6 +167,97 @@ def summary(
             f"{model!r} is neither a file nor MODULE:FACTORY; give a checkpoint (a file, or a "
             "folder of shards), or an importable function, as package.models:build"
         )
+
+
+@app.command()
+def fit(
+    project: Annotated[
+        Path, typer.Argument(metavar="PROJECT.toml", help="What to fit: see the guide.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the report.", show_default="PROJECT-fit"),
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No line per iteration.")
+    ] = False,
+) -> None:
+    """Fit data sets together as a project file says; leave a report, without programming.
+
+    Results are written to <out>.partial and take their name only when they are whole. A fit
+    that does not converge is reported as it is, with exit code 1.
+    """
+    from .project import build, fit_project, load
+    from .recipes._run import output_folder
+
+    asked = load(project)
+    build(asked)  # what is wrong with it is said before a folder is begun
+    target = out or project.with_name(project.stem + "-fit")
+    say = None if quiet else print
+    command = shlex.join(["eadem", "fit", str(project), "--out", str(target)])
+    with output_folder(target, command, FIT) as folder:
+        outcome = fit_project(asked, folder, say)
+    _show_fit(outcome, target.expanduser().resolve())
+    if not outcome.fit.converged:
+        print(f"eadem: not converged: {outcome.fit.message}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _show_fit(outcome: Outcome, folder: Path) -> None:
+    from .report.numbers import significant, with_error
+
+    table = Table("parameter", "value", "", box=None, padding=(0, 2, 0, 0))
+    for site, state in outcome.state.items():
+        value, error = (
+            float(v[site].reshape(-1)[0]) for v in (outcome.fit.values, outcome.fit.stderr)
+        )
+        table.add_row(Text(site), Text(with_error(value, error)), Text(state))
+    console = Console()
+    console.print(table)
+    clustered = outcome.project.options.cluster is not None
+    for v in outcome.verdicts:
+        p = significant(v.robust_pvalue if clustered else v.pvalue)
+        console.print(Text(f"tie {v.tie}: {v.word(clustered)} (p = {p})"))
+    for note in outcome.notes:
+        console.print(Text(f"note: {note}"))
+    print(f"report: {folder / 'report.html'}")
+
+
+@app.command()
+def align(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Sequences, FASTA or Stockholm.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Sequences to align them with.")],
+    band: Annotated[
+        int | None, typer.Option(min=1, help="Letters off the straight line, for long pairs.")
+    ] = None,
+    fit: Annotated[bool, typer.Option("--fit", help="Learn the model from the pairs.")] = False,
+    mea: Annotated[
+        bool, typer.Option("--mea", help="Greatest expected accuracy, not probability.")
+    ] = False,
+    protein: Annotated[
+        bool | None, typer.Option("--protein/--dna", help="What the letters are (guessed).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A file: .fasta, .sto, or anything else to read.")
+    ] = None,
+) -> None:
+    """Align sequences by a pair hidden Markov model, record by record.
+
+    Files of as many records are paired in order; a single record goes with each of the other
+    file's.
+    """
+    files = importlib.import_module(f"{__package__}.hmm.pair_files")
+    kind = {True: "protein", False: "dna", None: None}[protein]
+    found = files.align_files(a, b, alphabet=kind, fit=fit, mea=mea, band=band)
+    if out is None:
+        for alignment in found:
+            print(f"{files.headline(alignment)}\n\n{alignment}\n")
+        return
+    try:
+        out.write_text(files.written(list(found), out), encoding="utf-8")
+    except OSError as error:
+        raise EademError(f"{out} cannot be written: {error.strerror or error}") from error
+    print(f"alignments: {out}")
 
 
 def _show_checkpoint(path: Path) -> None:

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "DataError",
     "EademError",
     "GroupError",
     "MissingPackage",
@@ -13,6 +14,7 @@ __all__ = [
     "NoSuchSite",
     "NotAParameter",
     "NotARepresentation",
+    "OutOfRange",
     "RecordError",
     "ShapeError",
     "SymmetryBroken",
@@ -26,6 +28,12 @@ __all__ = [
 
 class EademError(Exception):
     """Base of all errors raised by Eadem."""
+
+
+class DataError(EademError, ValueError):
+    """A file of data that cannot be understood; the message names the place, by line and
+    column where there are any.
+    """
 
 
 class NoSuchSite(EademError, LookupError):
@@ -72,6 +80,10 @@ class SymmetryBroken(EademError, ValueError):
     """A layer's geometry or non-linearity does not respect the symmetry its weights have."""
 
 
+class OutOfRange(EademError, ValueError):
+    """A number or a choice that is none of those allowed."""
+
+
 class RecordError(EademError, ValueError):
     """A record or checkpoint is truncated, foreign, or newer than this version."""
 
@@ -80,12 +92,12 @@ class MissingPackage(EademError, ImportError):
     """An optional package is needed; the message names the extra that brings it."""
 
 
-def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
-    """The names closest to `name`, as a phrase for an error message.
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The three names closest to `name`, as a phrase for an error message.
 
     >>> nearest("encoder.wieght", ["encoder.weight", "head.bias"])
     'nearest: encoder.weight'
     """
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=n, cutoff=0.6) or sorted(names)[:n]
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6) or sorted(names)[:3]
     return "nearest: " + ", ".join(close) if close else "there are none"

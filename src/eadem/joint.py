@@ -17,13 +17,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from eadem.errors import EademError, Unsupported
 
-__all__ = ["Joint", "NotABlock"]
+__all__ = ["Joint", "NotABlock", "residual_of"]
 
 
 class NotABlock(EademError, TypeError):
@@ -44,8 +45,10 @@ class Joint(nn.Module):
 
     def __init__(self, blocks: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        if not blocks:
-            raise NotABlock("a Joint needs at least one block: Joint({name: module, …})")
+        if not isinstance(blocks, Mapping) or not blocks:
+            raise NotABlock(
+                "a Joint needs at least one block, with a name: Joint({name: module})"
+            )
         for name, block in blocks.items():
             if not isinstance(block, nn.Module) or not callable(
                 getattr(block, "residual", None)
@@ -81,13 +84,19 @@ class Joint(nn.Module):
 
     def residual(self) -> Tensor:
         """The residuals of all blocks, flat, block after block."""
-        return torch.cat([_residual(m).reshape(-1) for m in self.blocks.values()])
+        return torch.cat([residual_of(m).reshape(-1) for m in self.blocks.values()])
 
     def forward(self) -> Tensor:
         """The same as `residual()`."""
         return self.residual()
 
 
-def _residual(block: nn.Module) -> Tensor:
-    found: Tensor = block.residual()  # type: ignore[operator]
+def residual_of(block: Any) -> Tensor:
+    """A block's residual. Raises NotABlock where that is no tensor."""
+    found = block.residual()
+    if not isinstance(found, Tensor):
+        raise NotABlock(
+            f"residual() of a {type(block).__name__} gave a {type(found).__name__}, not a "
+            "tensor; return (observed − model)/σ in torch operations"
+        )
     return found

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from eadem.errors import ShapeError
+from eadem.errors import OutOfRange, ShapeError
 from eadem.maps.base import LinearMap, numel
 
 __all__ = [
@@ -52,7 +52,7 @@ class Count(NamedTuple):
 def _positive(**given: float) -> None:
     for name, value in given.items():
         if not value > 0:
-            raise ValueError(f"{name}={value}; it must be positive")
+            raise OutOfRange(f"{name}={value}; it must be positive")
 
 
 def connected(inputs: int, outputs: int, bias: bool = True) -> Count:
@@ -69,14 +69,14 @@ def convolution(
     kernel: Sequence[int], inputs: int = 1, outputs: int = 1, groups: int = 1, bias: bool = True
 ) -> Count:
     """A convolution, whose window is the same at all positions. With `groups`, an output
-    channel sees inputs/groups channels. Raises ValueError where these do not divide.
+    channel sees inputs/groups channels. Raises OutOfRange where these do not divide.
 
     >>> convolution((3, 3), 3, 16).total
     448
     """
-    _positive(inputs=inputs, outputs=outputs, groups=groups)
+    _positive(kernel=min(kernel, default=1), inputs=inputs, outputs=outputs, groups=groups)
     if inputs % groups or outputs % groups:
-        raise ValueError(
+        raise OutOfRange(
             f"groups={groups} does not divide {inputs} inputs and {outputs} outputs"
         )
     return Count(math.prod(kernel) * (inputs // groups) * outputs, outputs if bias else 0)
@@ -113,7 +113,7 @@ def group_convolution(
     >>> group_convolution((3, 3), order=4).weights, group_convolution((3, 3), order=8).weights
     (36, 72)
     """
-    _positive(order=order)
+    _positive(kernel=min(kernel, default=1), order=order, inputs=inputs, outputs=outputs)
     reads = inputs if lifting else inputs * order
     return Count(math.prod(kernel) * reads * outputs, outputs if bias else 0)
 
@@ -224,12 +224,8 @@ def separable(points: int, features: int) -> float:
     """
     _positive(points=points, features=features)
     ways = sum(math.comb(points - 1, i) for i in range(min(features, points)))
-    return 2 * ways / 2**points if points < 1000 else float(_ratio(2 * ways, points))
-
-
-def _ratio(ways: int, points: int) -> float:
-    """ways / 2^points for numbers beyond what a float holds."""
-    return math.exp(math.log(ways) - points * math.log(2)) if ways else 0.0
+    share: float = 2 * ways / 2**points
+    return share
 
 
 def generalization_bound(capacity: int, samples: int, confidence: float = 0.95) -> float:
@@ -237,14 +233,14 @@ def generalization_bound(capacity: int, samples: int, confidence: float = 0.95) 
     a class of VC dimension `capacity`: √((h(ln(2n/h) + 1) + ln(4/η))/n) (Vapnik 1998, ch. 4).
     A bound on the worst case: above 1 it says nothing.
 
-    Raises ValueError unless samples > capacity and 0 < confidence < 1.
+    Raises OutOfRange unless samples > capacity and 0 < confidence < 1.
 
     >>> round(generalization_bound(10, 10000), 3)
     0.095
     """
     _positive(capacity=capacity, samples=samples)
     if samples <= capacity or not 0 < confidence < 1:
-        raise ValueError(
+        raise OutOfRange(
             f"the bound wants more samples ({samples}) than the capacity ({capacity}) and a "
             f"confidence between 0 and 1 ({confidence})"
         )
@@ -269,7 +265,7 @@ def gradient_scale(uses: int, correlation: float = 0.0) -> float:
     """The standard deviation of a shared value's gradient over that of one use: the sum of
     `uses` terms of one variance, each pair with this correlation: √(m + m(m − 1)ρ).
 
-    Raises ValueError where no such terms exist (ρ below −1/(m − 1), or above 1).
+    Raises OutOfRange where no such terms exist (ρ below −1/(m − 1), or above 1).
 
     >>> gradient_scale(900), gradient_scale(900, correlation=1.0)
     (30.0, 900.0)
@@ -277,7 +273,7 @@ def gradient_scale(uses: int, correlation: float = 0.0) -> float:
     _positive(uses=uses)
     square = uses + uses * (uses - 1) * correlation
     if correlation > 1 or square < -1e-9 * uses:
-        raise ValueError(
+        raise OutOfRange(
             f"no {uses} terms have a correlation of {correlation} in every pair; it lies "
             f"between {-1 / max(1, uses - 1):.4g} and 1"
         )

@@ -239,3 +239,53 @@ def test_many_small_blocks_share_one_value_as_a_dense_fit_has_it():
     torch.testing.assert_close(
         torch.cat([e.reshape(-1) for e in fit.stderr.values()]), error, rtol=1e-7, atol=0
     )
+
+
+class _Once(torch.autograd.Function):
+    """sin, with a forward derivative and one backward."""
+
+    @staticmethod
+    def forward(x):
+        return torch.sin(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx, dx):
+        return torch.cos(ctx.saved_tensors[0]) * dx
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return torch.cos(ctx.saved_tensors[0]) * g
+
+    @staticmethod
+    def vmap(info, dims, x):
+        return _Once.apply(x), dims[0]
+
+
+class Waves(nn.Module):
+    """The sine of many slopes; `sine` computes it."""
+
+    def __init__(self, n, points, sine):
+        super().__init__()
+        self.x = torch.linspace(0, 1, points, dtype=torch.float64)
+        self.sine = sine
+        self.b = nn.Parameter(torch.linspace(-1, 1, n, dtype=torch.float64))
+
+    def residual(self):
+        n = len(self.b)
+        powers = self.x.unsqueeze(1) ** torch.arange(n, dtype=torch.float64)
+        return self.sine(powers @ self.b) - self.x
+
+
+@pytest.mark.parametrize("columns", [3, 30])
+@pytest.mark.parametrize("sine", [torch.sin, _Once.apply], ids=["torch", "once"])
+def test_every_road_to_a_jacobian_gives_the_same(columns, sine):
+    model = Waves(columns, 200, sine)
+    given = eadem.fits.callables(model)
+    j, _ = dense(Waves(columns, 200, torch.sin))
+    assert torch.allclose(torch.as_tensor(given.jacobian(given.start)), j, rtol=1e-13)

@@ -35,6 +35,29 @@ def test_least_squares_equals_one_process(processes: int) -> None:
 
 
 @pytest.mark.parametrize("processes", [4, 2])
+def test_a_joint_fit_of_shared_out_data_is_that_of_all_the_data(processes: int) -> None:
+    every = result(processes, "pooled-joint")
+    for one in every:
+        assert one["converged"]
+        assert one["counts"] == [0, 0]
+        assert one["values"] <= 1e-11
+        assert one["stderr"] <= 1e-10
+        assert one["covariance"] <= 1e-10
+        assert one["chi2"] <= 1e-12
+        assert one["profile"] <= 1e-7
+        assert (
+            one["notes"][0]
+            == one["notes"][1]
+            == ["held by a bound, without a standard error: b2.rate"]
+        )
+        assert "gathered" in one["refused"]["test"]
+        assert "one process" in one["refused"]["loss"]
+        assert "different free values" in one["refused"]["start"]
+    assert sum(one["own"] for one in every) == 3 * 37
+    assert len({one["bits"] for one in every}) == 1
+
+
+@pytest.mark.parametrize("processes", [4, 2])
 def test_what_travels_keeps_the_accuracy_of_the_jacobian(processes: int) -> None:
     """A degree-9 polynomial: the condition of its Jacobian is 10⁷, and of the normal equations
     10¹⁴, which would leave two figures.

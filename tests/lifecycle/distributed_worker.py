@@ -825,6 +825,77 @@ def _pooled_least_squares(given: tuple[Any, list[float]]) -> dict[str, Any]:
     }
 
 
+class Decay(nn.Module):
+    """A decay observed at x: heights and a floor of its own."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        super().__init__()
+        self.x, self.y = x, y
+        for name, value in (("height", 1.0), ("rate", 0.5), ("floor", 0.0)):
+            start = torch.tensor(value, dtype=torch.float64)
+            self.register_parameter(name, nn.Parameter(start))
+
+    def residual(self) -> Tensor:
+        model = self.height * torch.exp(-self.rate * self.x) + self.floor
+        return (self.y - model) / 0.05
+
+
+def _joint(share: Callable[[Tensor], Tensor]) -> eadem.Joint:
+    """Three decays; one positive rate for two of them, one floor for all."""
+    x = torch.linspace(0, 4, 37, dtype=torch.float64)
+    blocks = {}
+    for i, (height, rate) in enumerate(((3.0, 0.7), (5.0, 0.7), (2.0, 1.6))):
+        y = height * torch.exp(-rate * x) + 0.1 + 0.05 * torch.sin(11 * (x + i))
+        blocks[f"b{i}"] = Decay(share(x).clone(), share(y).clone())
+    joint = eadem.Joint(blocks)
+    eadem.tie(joint, "b0.rate", "b1.rate", via=eadem.Positive())
+    eadem.tie(joint, "*.floor")
+    return joint
+
+
+@case("pooled-joint")
+def _pooled_joint() -> dict[str, Any]:
+    one, own = _joint(lambda x: x), _joint(mine)
+    alone = eadem.least_squares(one, bounds={"b2.rate": (0, 1.55)})
+    fit = eadem.least_squares(own, bounds={"b2.rate": (0, 1.55)}, group=dist.group.WORLD)
+    names = ["b0.height", "b1.rate", "b2.floor"]
+    wanted, found = alone.covariance(names), fit.covariance(names)
+    ends = [f.profile("b1.rate") for f in (alone, fit)]
+    largest = max(float(e) for e in alone.stderr.values())
+    refused = {}
+    for what, attempt in (
+        ("test", fit.score_test),
+        (
+            "loss",
+            lambda: eadem.least_squares(own, loss="huber", group=dist.group.WORLD),
+        ),
+    ):
+        try:
+            attempt()
+        except eadem.EademError as error:
+            refused[what] = str(error)
+    with torch.no_grad():
+        own.b0.height += dist.get_rank()
+    try:
+        eadem.least_squares(own, group=dist.group.WORLD)
+    except eadem.EademError as error:
+        refused["start"] = str(error)
+    return {
+        "converged": fit.converged,
+        "counts": [fit.size - alone.size, fit.dof - alone.dof],
+        "values": max(float((fit.values[n] - v).abs()) for n, v in alone.values.items()),
+        "stderr": max(float((fit.stderr[n] - e).abs()) for n, e in alone.stderr.items())
+        / largest,
+        "covariance": float((found - wanted).abs().max() / wanted.abs().max()),
+        "chi2": abs(fit.chi2 / alone.chi2 - 1),
+        "profile": abs(ends[0].low / ends[1].low - 1) + abs(ends[0].high / ends[1].high - 1),
+        "own": sum(r.numel() for r in fit.residuals.values()),
+        "notes": [list(alone.notes), list(fit.notes)],
+        "bits": fit.theta.numpy().tobytes().hex(),
+        "refused": refused,
+    }
+
+
 @case("pooled-refused")
 def _pooled_refused() -> dict[str, list[str]]:
     """What is wrong in one process is refused in every one, so that none waits for another."""

@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from map_kinds import chains, few, linear_maps, random, views
 
+from eadem.maps import Fixed, Subspace
+
 
 def draw_theta(phi, data, dtype=torch.float64):
     rng = random(data.draw)
@@ -98,3 +100,12 @@ def test_rotate_is_rot90(k, dims):
     theta = phi.lift(site)
     assert torch.equal(torch.rot90(theta, k, dims), site)
     assert torch.equal(phi.forward(theta), site)
+
+
+def test_constants_given_as_numbers_keep_all_their_digits():
+    third = Fixed(1 / 3).bind((2,)).expand(torch.zeros(0, dtype=torch.float64))
+    assert third.tolist() == [1 / 3, 1 / 3]
+    listed = Fixed([0.1, 1 / 3]).bind((2,)).expand(torch.zeros(0, dtype=torch.float64))
+    assert listed.tolist() == [0.1, 1 / 3]
+    column = Subspace([[1 / 3], [0.1]]).bind((2,)).dense()
+    assert column.reshape(-1).tolist() == [1 / 3, 0.1]

@@ -2,6 +2,9 @@
 
 from .alike import Alike as Alike
 from .alike import alike as alike
+from .constraints import constrained as constrained
+from .constraints import constraint_rank as constraint_rank
+from .constraints import kept_sites as kept_sites
 from .expanded import expanded as expanded
 from .fill import fill as fill
 from .fill import loads_by_itself as loads_by_itself

@@ -19,6 +19,7 @@ from eadem._plan import (
 )
 from eadem.bind.access import base_class, computed
 from eadem.bind.attach import values_of
+from eadem.bind.constraints import constraint_rank
 from eadem.bind.declared import alias_ties, by_name
 from eadem.bind.group import LINKS, BoundTie, Place, TieGroup
 from eadem.bind.names import Sites
@@ -178,7 +179,8 @@ def readers(model: nn.Module) -> list[Reader]:
 
 def free_vector(model: nn.Module) -> Tensor:
     """All free values, flat, detached, in the order of `model.parameters()`."""
-    return torch.cat([full(p.detach()).reshape(-1) for p in model.parameters()])
+    parts = [full(p.detach()).reshape(-1) for p in model.parameters()]
+    return torch.cat(parts) if parts else torch.zeros(0)
 
 
 @torch.no_grad()
@@ -210,7 +212,8 @@ class Counts:
 
 @on_cpu()
 def counts(model: nn.Module) -> Counts:
-    """How many values are free, stored and used.
+    """How many values are free, stored and used. Equations that the sites keep by their
+    meaning (rows of probabilities sum to one) are not free.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     >>> import eadem
@@ -220,12 +223,13 @@ def counts(model: nn.Module) -> Counts:
     """
     whole = resolved(model)
     if isinstance(whole, LinearMap):
-        rank = whole.rank
+        rank = whole.rank - constraint_rank(model, whole, whole)
     else:
         generator = torch.Generator().manual_seed(0)
         split = any(map(is_split, model.parameters()))
         theta = _generic(whole.in_shape) if split else free_vector(model)
-        rank = whole.linearize(whole.general(theta.to(torch.float64).cpu(), generator)).rank
+        at = whole.linearize(whole.general(theta.to(torch.float64).cpu(), generator))
+        rank = at.rank - constraint_rank(model, at, whole)
     return Counts(rank, numel(whole.in_shape), numel(whole.out_shape))
 
 

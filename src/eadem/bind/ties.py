@@ -30,7 +30,7 @@ from eadem.bind.declared import (
 from eadem.bind.extend import extend
 from eadem.bind.group import BoundTie, TieGroup
 from eadem.bind.names import Sites, is_pattern, match
-from eadem.errors import NoSuchSite, TieConflict, nearest
+from eadem.errors import NoSuchSite, OutOfRange, TieConflict, Unsupported, nearest
 from eadem.maps.base import Map
 from eadem.maps.constant import on_cpu
 from eadem.maps.view import Same
@@ -285,10 +285,10 @@ def _declaration(
     for given in sites:
         pairs = given.items() if isinstance(given, Mapping) else [(given, via or Same())]
         if isinstance(given, Mapping) and via is not None:
-            raise TypeError("tie() takes either a map for each site or via=, not both")
+            raise Unsupported("tie() takes either a map for each site or via=, not both")
         for text, phi in pairs:
             if not isinstance(phi, Map):
-                raise TypeError(
+                raise Unsupported(
                     f"{text!r} needs a map such as Same() or Transpose(), not {phi!r}"
                 )
             for name, where in index.find(text):
@@ -314,7 +314,7 @@ def _declare(index: Sites, wanted: Sequence[_Wanted], bound: Sequence[BoundTie])
     """Resolve new declarations together with the ties they touch, then bind them."""
     for w in wanted:
         if not isinstance(w.start, Tensor) and w.start not in (*STARTS, "empty"):
-            raise ValueError(f"start={w.start!r} is not known; use one of {STARTS} or a tensor")
+            raise OutOfRange(f"start={w.start!r} is not known; use one of {STARTS} or a tensor")
     names = dict.fromkeys(n for w in wanted for n in w.declaration.names)
     for name in names:
         if index.place(name) is None:

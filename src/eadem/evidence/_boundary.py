@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from eadem.bind import ties
+from eadem.bind import kept_sites, resolved, site_values, ties
 from eadem.maps import Bounded, Positive, SumToOne
 from eadem.maps.base import LinearMap, Map
 
@@ -31,6 +31,11 @@ def boundary_notes(model: nn.Module, null: LinearMap, information: Tensor) -> tu
         for site, phi in zip(t.sites, t.maps, strict=True):
             if _is(phi, (SumToOne,)) and bool((t.value(site) < ZERO).any()):
                 notes.append(_note(site, "at"))
+    for name in (n for n, kind in kept_sites(model).items() if kind in ("rows", "whole")):
+        where = resolved(model).slices[name]
+        moves = null.dense()[where].abs().sum(1) > 1e-10
+        if bool((site_values(model)[name].reshape(-1)[moves] < ZERO).any()):
+            notes.append(_note(name, "at"))
     return tuple(dict.fromkeys(notes))
 
 

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from eadem.evidence.score import ChiSquare, EvidenceError, Projection, sandwich
 
-__all__ = ["ClusterRow", "cluster_ids", "robust_test", "sensitivity", "summed"]
+__all__ = ["Cluster", "ClusterRow", "cluster_ids", "robust_test", "sensitivity", "summed"]
+
+#: The length of consecutive blocks, or an id for each observation; None: all independent.
+Cluster = int | Sequence[int] | Tensor | None
 
 #: Clusters for each degree of freedom below which the robust test is noted as coarse.
 FEW = 10
@@ -27,7 +30,7 @@ class ClusterRow:
     pvalue: float
 
 
-def cluster_ids(cluster: int | Sequence[int] | Tensor | None, n: int) -> Tensor:
+def cluster_ids(cluster: Cluster, n: int) -> Tensor:
     """0 … G−1 for each of n observations. Raises EvidenceError.
 
     >>> cluster_ids(2, 5)
@@ -41,7 +44,13 @@ def cluster_ids(cluster: int | Sequence[int] | Tensor | None, n: int) -> Tensor:
         if cluster < 1:
             raise EvidenceError(f"cluster={cluster}; blocks need at least one observation")
         return torch.arange(n) // cluster
-    ids = torch.as_tensor(cluster).reshape(-1).cpu()
+    try:
+        ids = torch.as_tensor(cluster).reshape(-1).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise EvidenceError(
+            f"cluster={cluster!r:.80}; give the length of consecutive blocks, or for each "
+            "observation the number of its cluster"
+        ) from None
     if len(ids) != n:
         raise EvidenceError(
             f"`cluster` gives {len(ids)} ids for {n} observations; give one for each, or the "

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from eadem.bind import at_sites, free_vector, resolved
+from eadem.bind import at_sites, resolved
+from eadem.evidence._release import fitted
 from eadem.evidence.score import EvidenceError
+from eadem.solvers._autograd import NO_RULE, slope
 
 __all__ = ["Density", "Information", "Likelihood"]
 
@@ -24,8 +26,6 @@ Density = Callable[[Any, Any], Tensor]
 Information = str | Callable[[Any, Any], Tensor]
 #: Numbers that one block of derivatives may hold.
 BLOCK = 2**24
-#: What torch.func raises where an operation has no batching rule or no forward derivative.
-_NO_RULE = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError)
 
 
 class Likelihood:
@@ -47,11 +47,15 @@ class Likelihood:
         dtype: torch.dtype = torch.float64,
     ) -> None:
         self.model, self.dtype = model, dtype
+        self.plan = resolved(model)
         first = next(model.parameters(), None)
         self.device = torch.device("cpu") if first is None else first.device
-        self.plan = resolved(model)
-        theta = free_vector(model).to("cpu", torch.float64)
-        self.values: Tensor = self.plan.expand(theta).detach().to(self.device, dtype)
+        self.values: Tensor = self.plan.expand(fitted(model)).detach().to(self.device, dtype)
+        if not self.values.numel():
+            raise EvidenceError(
+                f"{type(model).__name__} has no values that data could speak of; give the "
+                "fitted model, with its parameters"
+            )
         self.at = at_sites(model, log_density, dtype)
         self.data = _batches(data)
         with torch.no_grad():
@@ -59,6 +63,8 @@ class Likelihood:
         if not parts:
             raise EvidenceError("`data` holds no batch; give one batch or several")
         self.sizes = [len(p) for p in parts]
+        if not any(self.sizes):
+            raise EvidenceError("`data` holds no observation; give batches that are not empty")
         self.densities = torch.cat(parts).cpu()
 
     @property
@@ -107,12 +113,14 @@ class Likelihood:
         yield from zip(self.batches(), self.sizes, strict=True)
 
     def _scores(self, batch: Any, n: int) -> Tensor:
+        if not n:
+            return self.values.new_zeros(0, self.values.numel()).cpu()
         found = self._by_vmap(batch, n)
         if found is not None:
             return found.cpu()
         values = self.values.clone().requires_grad_()
         each = self.at(values, batch)
-        rows = [_grad(each[i], values, retain=i + 1 < n) for i in range(n)]
+        rows = [slope(each[i], values, retain=i + 1 < n) for i in range(n)]
         return torch.stack(rows).cpu()
 
     def _by_vmap(self, batch: Any, n: int) -> Tensor | None:
@@ -133,7 +141,7 @@ class Likelihood:
         chunk = max(1, BLOCK // max(1, self.values.numel()))
         try:
             scores, alone = torch.func.vmap(one, chunk_size=chunk)(batch)
-        except _NO_RULE:
+        except NO_RULE:
             return None
         with torch.no_grad():
             together = self.at(self.values, batch)
@@ -145,7 +153,7 @@ class Likelihood:
         total = torch.zeros_like(self.values)
         for batch in self.batches():
             values = self.values.clone().requires_grad_()
-            total += _grad(self.at(values, batch).sum(), values)
+            total += slope(self.at(values, batch).sum(), values)
         return total.cpu()
 
     def sums(self, ids: Tensor, count: int) -> Tensor:
@@ -163,7 +171,7 @@ class Likelihood:
             present = own.unique().tolist()
             for k in present:
                 last = k == present[-1]
-                total[k] += _grad(each[own == k].sum(), values, retain=not last).cpu()
+                total[k] += slope(each[own == k].sum(), values, retain=not last).cpu()
         return total
 
     def hessian(self) -> Tensor:
@@ -189,11 +197,10 @@ class Likelihood:
         try:
             rows: Tensor = torch.func.vmap(product, chunk_size=64)(eye).detach()
             return rows
-        except _NO_RULE:
+        except NO_RULE:
             values = self.values.clone().requires_grad_()
-            slope = torch.autograd.grad(total(values), values, create_graph=True)[0]
-            each = [_grad(slope[i], values, retain=True) for i in range(p)]
-            return torch.stack(each)
+            first = slope(total(values), values, create=True)
+            return torch.stack([slope(first[i], values, retain=True) for i in range(p)])
 
     def gram(self, embedding: Density) -> Tensor:
         """JᵀJ of `embedding(model, batch)` at the sites, (expanded, expanded)."""
@@ -201,7 +208,7 @@ class Likelihood:
         total = torch.zeros(p, p, dtype=torch.float64)
         eye = torch.eye(p, dtype=torch.float64, device=self.device)
         for batch, n in self._sized():
-            if self._gram_by_rows(at, batch, n, total):
+            if not n or self._gram_by_rows(at, batch, n, total):
                 continue
 
             def flat(values: Tensor, batch: Any = batch) -> Tensor:
@@ -214,10 +221,10 @@ class Likelihood:
 
             try:
                 rows = torch.func.vmap(column, chunk_size=64)(eye).detach().cpu()
-            except _NO_RULE:
+            except NO_RULE:
                 values = self.values.clone().requires_grad_()
                 each = flat(values)
-                slopes = [_grad(e, values, retain=True) for e in each]
+                slopes = [slope(e, values, retain=True) for e in each]
                 rows = torch.stack(slopes, dim=1).cpu()
             total += rows @ rows.T
         return total
@@ -228,6 +235,11 @@ class Likelihood:
         """
         with torch.no_grad():
             together = at(self.values, batch)
+        if not isinstance(together, Tensor):
+            raise EvidenceError(
+                f"the function (model, batch) gave a {type(together).__name__}; its squared "
+                "Jacobian is the information, so it must give a tensor"
+            )
         if not _by_observation(batch, n) or together.shape[:1] != (n,):
             return False
         together = together.reshape(n, -1)
@@ -250,7 +262,7 @@ class Likelihood:
             some = pytree.tree_map(lambda x, i=i: x[i : i + many], batch)
             try:
                 rows, alone = torch.func.vmap(one)(some)
-            except _NO_RULE:
+            except NO_RULE:
                 return False
             if not torch.allclose(alone, together[i : i + many], rtol=1e-9, atol=1e-9):
                 return False
@@ -272,11 +284,6 @@ class Likelihood:
             f"information={kind!r}; ask for 'observed', 'outer', or give a function "
             "(model, batch) → tensor whose squared Jacobian is the expected information"
         )
-
-
-def _grad(value: Tensor, at: Tensor, retain: bool = False) -> Tensor:
-    found = torch.autograd.grad(value, at, retain_graph=retain, allow_unused=True)[0]
-    return torch.zeros_like(at) if found is None else found.detach()
 
 
 def _by_observation(batch: Any, n: int) -> bool:

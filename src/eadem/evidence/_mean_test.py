@@ -7,7 +7,7 @@ the part of them that φᵀ throws away has mean zero. The test of Chen & Qin (A
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from scipy.stats import norm
 from torch import Tensor, nn
 
-from eadem.evidence._clusters import cluster_ids
+from eadem.evidence._clusters import Cluster, cluster_ids
 from eadem.evidence._likelihood import Density, Likelihood
 from eadem.evidence._release import Release, directions, trained
 from eadem.evidence.score import EvidenceError
@@ -51,7 +51,7 @@ def mean_test(samples: Tensor) -> MeanTest:
 
     T = Σ_{i≠j} xᵢᵀxⱼ / n(n−1), over the root of 2/(n(n−1))·tr(Σ²), the trace estimated with
     the two samples left out of the mean (their Section 3). The cost is that of the Gram
-    matrix. Raises EvidenceError for fewer than four samples.
+    matrix. Raises EvidenceError for fewer than four samples, or values that are not finite.
 
     >>> generator = torch.Generator().manual_seed(0)
     >>> noise = torch.randn(40, 1000, generator=generator, dtype=torch.float64)
@@ -61,6 +61,10 @@ def mean_test(samples: Tensor) -> MeanTest:
     if samples.ndim != 2 or len(samples) < 4:
         raise EvidenceError(
             f"samples of shape {tuple(samples.shape)}; the mean test needs (n, p) with n ≥ 4"
+        )
+    if samples.is_meta or not bool(torch.isfinite(samples).all()):
+        raise EvidenceError(
+            "the samples are not all finite; look for the one whose loss or gradient is not"
         )
     x = samples.detach().to(torch.float64)
     return _from_gram((x @ x.T).cpu(), samples.shape[1])
@@ -90,7 +94,7 @@ def site_mean_test(
     log_density: Density,
     data: Any,
     release: Release = None,
-    cluster: int | Sequence[int] | Tensor | None = None,
+    cluster: Cluster = None,
     *,
     samples: int = 64,
 ) -> dict[str, MeanTest]:
@@ -124,8 +128,9 @@ def site_mean_test(
     >>> site_mean_test(model, log_density, seen)["joint"].pvalue < 1e-6
     True
     """
-    first = next(model.parameters())
-    at = Likelihood(model, log_density, data, first.dtype)
+    first = next(model.parameters(), None)
+    dtype = torch.get_default_dtype() if first is None else first.dtype
+    at = Likelihood(model, log_density, data, dtype)
     ids = cluster_ids(cluster, at.n)
     clusters = int(ids.max()) + 1
     count = min(samples, clusters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eadem.bind import own_values, remap, site_map, site_values, ties
-from eadem.errors import EademError, TieConflict
+from eadem.errors import EademError, TieConflict, Unsupported
 from eadem.evidence._spectrum import Spectrum, site_gradients, spectrum
 from eadem.evidence.score import EvidenceError
 from eadem.maps.base import Map
@@ -49,9 +50,10 @@ class Relaxed:
 
     def tie(self, optimizer: Optimizers = None) -> float:
         """Hold the site to its tie again; the shared values stay. Returns how far it was:
-        the largest |W − φθ|.
+        the largest |W − φθ|, NaN on the meta device.
         """
-        away = float(self.remainder.detach().abs().max())
+        rest = self.remainder.detach()
+        away = math.nan if rest.is_meta else float(rest.abs().max()) if rest.numel() else 0.0
         remap(self._model, self.site, self.map.shared, None, _several(optimizer))
         return away
 
@@ -213,4 +215,10 @@ def _wider(
 def _several(optimizer: Optimizers) -> Sequence[torch.optim.Optimizer]:
     if optimizer is None:
         return ()
-    return (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else optimizer
+    found = optimizer if isinstance(optimizer, Sequence) else (optimizer,)
+    if not all(isinstance(o, torch.optim.Optimizer) for o in found):
+        raise Unsupported(
+            f"optimizer={optimizer!r:.80}; give the optimizer (of torch.optim) that steps the "
+            "model's parameters, or a list of several"
+        )
+    return found

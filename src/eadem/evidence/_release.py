@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from eadem._plan import Plan
-from eadem.bind import Tie, free_vector, resolved, site_coordinates, trainable, without
-from eadem.evidence.score import EvidenceError
+from eadem.bind import (
+    Tie,
+    constrained,
+    free_vector,
+    kept_sites,
+    resolved,
+    site_coordinates,
+    trainable,
+    without,
+)
+from eadem.evidence.score import EvidenceError, columns
 from eadem.maps.base import LinearMap, Map, numel
 from eadem.maps.dense import Dense
 from eadem.maps.index import Indexed
 
-__all__ = ["Release", "directions", "linear_at", "picked", "tied_coordinates", "trained"]
+__all__ = [
+    "Release",
+    "directions",
+    "fitted",
+    "linear_at",
+    "picked",
+    "tied_coordinates",
+    "trained",
+]
 
 Release = str | Sequence[str] | Tie | Tensor | None
 
@@ -25,7 +42,13 @@ def linear_at(plan: Map, theta: Tensor) -> LinearMap:
 
 
 def trained(model: nn.Module) -> LinearMap:
-    """φ at the model's values, from the free values that are trained: frozen ones are fixed."""
+    """φ at the model's values, from the free values that are trained: frozen ones are fixed,
+    and what the sites keep by their meaning is kept.
+    """
+    return constrained(model, _free(model), resolved(model))
+
+
+def _free(model: nn.Module) -> LinearMap:
     theta = free_vector(model).to("cpu", torch.float64)
     phi, kept = linear_at(resolved(model), theta), trainable(model)
     return phi if bool(kept.all()) else picked(phi, kept)
@@ -40,6 +63,14 @@ def picked(phi: LinearMap, kept: Tensor) -> LinearMap:
     return found
 
 
+def fitted(model: nn.Module) -> Tensor:
+    """The model's free values, flat, in float64 on the CPU. Raises EvidenceError on meta."""
+    theta = free_vector(model)
+    if theta.is_meta:
+        raise EvidenceError("the model is on the meta device and has no values; load it first")
+    return theta.to("cpu", torch.float64)
+
+
 def units(n: int, where: Tensor) -> LinearMap:
     """The map that puts k values at the coordinates `where` (k,) of n."""
     place = torch.full((n,), -1, dtype=torch.int64)
@@ -50,22 +81,34 @@ def units(n: int, where: Tensor) -> LinearMap:
 def directions(model: nn.Module, release: Release) -> LinearMap:
     """The released directions as a map (q,) → (expanded,); they may overlap range(φ).
 
+    Where the sites keep equations (rows of probabilities sum to one), a direction counts only
+    together with what the tied values do to keep them.
     Raises EvidenceError, and NoSuchSite for a name that the model does not have.
     """
+    found = _directions(model, release)
+    if not kept_sites(model):
+        return found
+    free = _free(model)
+    columns = torch.cat([free.dense(), found.dense()], dim=1)
+    both = Dense(columns).bind((numel(found.out_shape),))
+    return constrained(model, both, resolved(model))
+
+
+def _directions(model: nn.Module, release: Release) -> LinearMap:
     plan = resolved(model)
     n = numel(plan.out_shape)
     if release is None:
         return units(n, tied_coordinates(model))
     if isinstance(release, Tensor):
-        if release.ndim != 2 or release.shape[0] != n:
-            raise EvidenceError(
-                f"`release` has shape {tuple(release.shape)}; it needs one row for each of the "
-                f"{n} values at the sites and one column for each direction"
-            )
-        return Dense(release.detach().to("cpu", torch.float64)).bind((n,))
+        return Dense(columns(release, n)).bind((n,))
     if isinstance(release, Tie):
         return _without(model, plan, release)
-    names = [release] if isinstance(release, str) else list(release)
+    if not isinstance(release, str | Iterable):
+        raise EvidenceError(
+            f"release={release!r}; name sites, or give a tie, a matrix of directions, or None "
+            "to let every tie go"
+        )
+    names = [release] if isinstance(release, str) else release
     return units(n, site_coordinates(model, *names))
 
 
@@ -93,8 +136,7 @@ def _frozen(model: nn.Module) -> set[str]:
 def _without(model: nn.Module, plan: Plan, tie: Tie) -> LinearMap:
     """What the values of the tie's connected group may do once it is not declared."""
     wider = without(model, tie)
-    theta = free_vector(model).to("cpu", torch.float64)
-    values = plan.expand(theta)
+    values = plan.expand(fitted(model))
     phi = wider if isinstance(wider, LinearMap) else wider.linearize(wider.lift(values))
     own = {s.partition("[")[0] for s in tie.sites}
     group = {n for g in plan.groups if own & set(g) for n in g}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from eadem.bind import resolved, ties
 from eadem.evidence._boundary import boundary_notes
-from eadem.evidence._clusters import ClusterRow, cluster_ids, robust_test, sensitivity
+from eadem.evidence._clusters import Cluster, ClusterRow, cluster_ids, robust_test, sensitivity
 from eadem.evidence._iterative import EXACT, KEPT, ROWS, Iterative
 from eadem.evidence._likelihood import Density, Information, Likelihood
 from eadem.evidence._release import Release, directions, trained
@@ -64,20 +64,19 @@ class ScoreTest(ScoreResult):
     which information was used: "observed", "outer" or "expected".
     """
 
-    information: str = ""
-    clusters: tuple[ClusterRow, ...] = ()
-    changes: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    _rows: Callable[[], tuple[TableRow, ...]] = field(default=tuple, repr=False)
-    _again: Callable[[Release], ScoreTest] | None = field(default=None, repr=False)
+    information: str
+    clusters: tuple[ClusterRow, ...]
+    changes: dict[str, Tensor] = field(repr=False)
+    _made_of: _Pieces = field(repr=False)
 
     def again(self, release: Release) -> ScoreTest:
         """The test of another release, from the derivatives that this one was made of."""
-        assert self._again is not None
-        return self._again(release)
+        model, work, n, _, cluster = self._made_of
+        return verdict(model, work, n, release, cluster)
 
     def table(self) -> Table:
         """The joint test, then every tie let go alone, then every site let go alone."""
-        return Table(self._rows())
+        return Table(tuple(_rows(*self._made_of)))
 
     def __str__(self) -> str:
         lines = [super().__str__(), f"information: {self.information}"]
@@ -95,7 +94,7 @@ def score_test(
     log_density: Density,
     data: Any,
     release: Release = None,
-    cluster: int | Sequence[int] | Tensor | None = None,
+    cluster: Cluster = None,
     *,
     information: Information = "observed",
 ) -> ScoreTest:
@@ -163,21 +162,10 @@ def verdict(
     work: Work,
     n: int,
     release: Release,
-    cluster: int | Sequence[int] | Tensor | None,
+    cluster: Cluster,
 ) -> ScoreTest:
     """The score test from its pieces, for `n` observations; arguments as in `score_test`."""
     ids = cluster_ids(cluster, n)
-
-    def rows() -> tuple[TableRow, ...]:
-        asked: list[tuple[str, str, Release]] = [("joint", "", release)]
-        every = ties(model)
-        asked += [("tie", _listed(t.sites), t) for t in every]
-        asked += [("site", s, s) for s in dict.fromkeys(s for t in every for s in t.sites)]
-        return tuple(
-            _row(label, name, work.project(directions(model, what)), work, ids)
-            for label, name, what in asked
-        )
-
     found = work.project(directions(model, release))
     notes = [*found.notes, *work.notes]
     along = work.along(found)
@@ -187,8 +175,7 @@ def verdict(
         information=work.kind,
         clusters=sensitivity(along, ids, None if cluster is None else n),
         changes=resolved(model).split(result.expected_change.reshape(-1)),
-        _rows=rows,
-        _again=lambda other: verdict(model, work, n, other, cluster),
+        _made_of=(model, work, n, release, cluster),
     )
 
 
@@ -203,6 +190,10 @@ class Work(Protocol):
 
     def along(self, found: Projection) -> Tensor | None:
         """(n, df): every observation's score along the projection, or None."""
+
+
+#: A model, its pieces, the number of observations, a release and the clusters.
+_Pieces = tuple[nn.Module, Work, int, Release, Cluster]
 
 
 class Exact:
@@ -236,6 +227,18 @@ def _listed(sites: Sequence[str]) -> str:
     if len(sites) <= 4:
         return ", ".join(sites)
     return ", ".join(sites[:3]) + f", … ({len(sites)} sites)"
+
+
+def _rows(
+    model: nn.Module, work: Work, n: int, release: Release, cluster: Cluster
+) -> Iterator[TableRow]:
+    ids = cluster_ids(cluster, n)
+    every = ties(model)
+    yield _row("joint", "", work.project(directions(model, release)), work, ids)
+    for t in every:
+        yield _row("tie", _listed(t.sites), work.project(directions(model, t)), work, ids)
+    for s in dict.fromkeys(s for t in every for s in t.sites):
+        yield _row("site", s, work.project(directions(model, s)), work, ids)
 
 
 def _row(kind: str, name: str, found: Projection, work: Work, ids: Tensor) -> TableRow:

@@ -18,6 +18,8 @@ __all__ = ["Spectrum", "site_gradients", "spectrum"]
 
 #: With n micro-batches there are 2ⁿ⁻¹ sign patterns; the smallest p-value must be below 5 %.
 FEWEST = 8
+#: Of what is left once directions are taken out, this share of the largest is rounding.
+ROUNDING = 1e-12
 #: Below this side all singular values are computed, above only the largest.
 SMALL = 64
 
@@ -28,7 +30,7 @@ class Spectrum:
 
     `values`, `thresholds` (the 1 − level quantile of the largest that is left under random
     signs) and `pvalues` go as far as the first that noise explains, which is not counted in
-    `rank`; or as far as `rank` where `most` ended the search.
+    `rank`; or as far as `rank` where `most` ended the search, or what was left is rounding.
     """
 
     values: tuple[float, ...]
@@ -66,7 +68,8 @@ def spectrum(
     exact; the probability of any direction at all, where there is none, is at most `level`.
 
     Samples of more axes are matrices with the first one as rows. `most` bounds the rank. Raises
-    EvidenceError for fewer than eight samples, or values that are not finite.
+    EvidenceError for fewer than eight samples, for values that are not finite, and where
+    `level`, `flips` or `most` is out of range.
 
     >>> generator = torch.Generator().manual_seed(0)
     >>> noise = torch.randn(40, 12, 9, generator=generator, dtype=torch.float64)
@@ -79,19 +82,30 @@ def spectrum(
             f"samples of shape {tuple(samples.shape)}; the spectrum needs (n, rows, columns) "
             f"with n ≥ {FEWEST} micro-batches: take smaller ones, or more data"
         )
+    if not (0 < level < 1 and flips >= 1 and (most is None or most >= 0)):
+        raise EvidenceError(
+            f"level={level!r}, flips={flips!r}, most={most!r}; the level is a probability "
+            "between 0 and 1, and there is at least one flip and no rank below 0"
+        )
+    if samples.is_meta:
+        raise EvidenceError("the samples are on the meta device and have no values")
     if not bool(torch.isfinite(samples).all()):
         raise EvidenceError(
             "the samples are not all finite; look for the micro-batch whose loss is not, or "
             "whose gradient overflows"
         )
-    x = samples.detach().to(torch.float64).cpu().reshape(len(samples), samples.shape[1], -1)
+    x = samples.detach().to(torch.float64).cpu().flatten(2)
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(2, (flips, len(x)), generator=generator, dtype=torch.float64) * 2 - 1
     end = min(x.shape[1:]) if most is None else min(most, *x.shape[1:])
-    values, thresholds, pvalues = [], [], []
+    values: list[float] = []
+    thresholds: list[float] = []
+    pvalues: list[float] = []
     rank = 0
     while rank < end:
         u, s, v = _largest(x.mean(0))
+        if values and s <= ROUNDING * values[0]:
+            break
         null = torch.tensor([_largest(_signed(x, row))[1] for row in signs])
         p = (1 + int((null >= s).sum())) / (1 + flips)
         values.append(s)
@@ -115,7 +129,9 @@ def _largest(matrix: Tensor) -> tuple[Tensor, float, Tensor]:
     if min(matrix.shape) <= SMALL:
         u, s, v = torch.linalg.svd(matrix, full_matrices=False)
         return u[:, 0], float(s[0]), v[0]
-    start = np.ones(min(matrix.shape))
+    if not bool(matrix.any()):  # ARPACK has nowhere to start
+        return matrix[:, 0], 0.0, matrix[0]
+    start = np.random.default_rng(0).standard_normal(min(matrix.shape))
     found = svds(matrix.numpy(), k=1, v0=start)
     return torch.as_tensor(found[0][:, 0]), float(found[1][0]), torch.as_tensor(found[2][0])
 
@@ -142,7 +158,8 @@ def site_gradients(
                     raise EvidenceError(
                         f"the loss gave {shape}; it must give one number for a micro-batch"
                     )
-                value.backward()
+                if value.requires_grad:
+                    value.backward()
             away = seen.cancelled()
             if site not in away:
                 raise EvidenceError(

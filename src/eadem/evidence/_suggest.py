@@ -23,7 +23,7 @@ from eadem.evidence._alike import (
     by_moments,
     moments,
 )
-from eadem.evidence.score import EvidenceError
+from eadem.evidence.score import EvidenceError, holm
 from eadem.groups import Cyclic, Orbit
 from eadem.maps import Gather, Palindrome, Same, Scale, Transpose
 from eadem.maps.base import LinearMap, Map, Shape, numel
@@ -224,7 +224,8 @@ def suggest_ties(
     for name, value in values.items():
         if apart(name, name):
             rows += _inside(name, value, within, draws, generator)
-    rows = _holm(rows)
+    adjusted = holm([r.pvalue for r in rows])
+    rows = [replace(r, adjusted=p) for r, p in zip(rows, adjusted, strict=True)]
     rows.sort(key=lambda r: (r.residual, r.sites, r.kind))
     return Suggestions(tuple(rows), level, _notes(values, align, broken))
 
@@ -478,15 +479,3 @@ def _fitted(phi: Map, shape: Shape) -> LinearMap | None:
         moved = torch.where(live, index.position + filters, -1).reshape(shape)
         return Gather(moved).bind(shape)
     return None
-
-
-def _holm(rows: Sequence[Suggestion]) -> list[Suggestion]:
-    """p-values adjusted for how many there are: the k-th smallest of m times m − k + 1, and
-    no less than the one before it.
-    """
-    order = sorted(range(len(rows)), key=lambda i: rows[i].pvalue)
-    found, least = list(rows), 0.0
-    for k, i in enumerate(order):
-        least = max(least, min(1.0, rows[i].pvalue * (len(rows) - k)))
-        found[i] = replace(rows[i], adjusted=least)
-    return found

@@ -190,9 +190,18 @@ class Trace:
         0: the sites ask for one change; 1: they undo each other. m equal sites whose
         gradients are independent and of one size come to 1 − 1/m. `gradients` by site may
         stand in for those of this pass: `seen.conflict(seen.means)` tells a lasting
-        disagreement from the noise of single steps, whose mean cancels. float64.
+        disagreement from the noise of single steps, whose mean cancels. float64. Raises
+        EvidenceError for gradients of other sites.
         """
         given = self.sites if gradients is None else dict(gradients)
+        odd = {
+            n: tuple(g.shape) for n, g in given.items() if self._plan.shapes.get(n) != g.shape
+        }
+        if odd:
+            raise EvidenceError(
+                f"{odd} are not gradients of tied sites of this model, by name and shape; the "
+                "sites are those of `.sites` and `.means`"
+            )
         wide = {n: g.to(torch.float64) for n, g in given.items()}
         if not wide:
             return {}

@@ -7,6 +7,7 @@ that is from true at an input, and what was tried.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -70,6 +71,8 @@ class Shifts:
     def __post_init__(self) -> None:
         dims = (self.dims,) if isinstance(self.dims, int) else tuple(self.dims)
         object.__setattr__(self, "dims", dims)
+        if not dims:
+            raise EvidenceError("`dims` names no axis to shift; give one or several")
         for name in ("size", "margin", "stride"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, int) and len(value) != len(dims):
@@ -77,6 +80,9 @@ class Shifts:
                     f"`{name}` is {value!r}; give one number, or one for each of the "
                     f"{len(dims)} axes in `dims`"
                 )
+            least = 1 if name == "stride" else 0
+            if value is not None and min(self._each(value)) < least:
+                raise EvidenceError(f"`{name}` is {value!r}; it is {least} or more")
 
     def _each(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
         return (value,) * len(self.dims) if isinstance(value, int) else tuple(value)
@@ -139,7 +145,8 @@ class Certificate:
     `absolute` is the largest |f(g·x) − g·f(x)|, `relative` the same over the largest |f(x)|,
     `worst` the element where it was seen. `tried` counts elements, the identity among them;
     `compared` is the share of outputs that were compared, all elements together. `errors` are
-    the relative errors of the elements, in the order tried, in the dtype of the input.
+    the relative errors of the elements, in the order tried, in the dtype of the input; those at
+    which nothing can be compared are left out.
     `tolerance` is what they may come to, and `lost_at` names the first layer whose output
     does not follow the group, where the function is a module and the certificate fails.
     """
@@ -218,59 +225,94 @@ error 0.00e+00 relative, 0.00e+00 absolute, over 5 elements; worst at (0,)
         raise EvidenceError("in_rep, out_rep and space go with a group of eadem.groups")
     if kind not in ("equivariance", "invariance"):
         raise EvidenceError(f"kind={kind!r}; ask for 'equivariance' or 'invariance'")
+    if not hasattr(group, "elements"):
+        raise EvidenceError(
+            f"group={group!r:.80}; give a group of eadem.groups, or an action such as Shifts"
+        )
     allowed = TOLERANCES.get(x.dtype, 1e-5) if tolerance is None else tolerance
-    tried, compared, total, worst_error, worst = 0, 0, 0, -1.0, None
-    errors: list[tuple[Any, float]] = []
+    if not allowed >= 0:
+        raise EvidenceError(
+            f"tolerance={allowed!r}; it is the largest relative error, 0 or more"
+        )
     with torch.no_grad(), buffers_kept(fn):
         plain = fn(x)
-        _is_tensor(plain)
-        scale = float(plain.abs().max()) if plain.numel() else 0.0
-        for element in group.elements(x):
-            moved = fn(group.on_input(element, x))
-            expected = plain if kind == "invariance" else group.on_output(element, plain)
-            if moved.shape != expected.shape:
-                raise EvidenceError(
-                    f"at {element} the function gives shape {tuple(moved.shape)}, but "
-                    f"{tuple(expected.shape)} at the identity"
-                )
-            error = (moved - expected).abs()
-            mask = group.compared(element, plain) if kind == "equivariance" else None
-            tried, total = tried + 1, total + error.numel()
-            if mask is not None:
-                error = error[mask]
-            compared += error.numel()
-            largest = float(error.max()) if error.numel() else -1.0
-            if largest != largest or largest == float("inf"):
-                raise EvidenceError(f"the function's value at {element} is not finite")
-            errors.append((element, largest / scale if scale > 0 else largest))
-            if largest > worst_error:
-                worst_error, worst = largest, element
-    if worst is None:
+        _refuse_other(plain)
+        tried = [_Tried.of(fn, group, element, x, plain, kind) for element in group.elements(x)]
+    seen = [t for t in tried if t.compared]
+    if not seen:
         raise EvidenceError(
             f"{group} leaves nothing to compare on outputs of shape {tuple(plain.shape)}; "
             "use a smaller margin or a larger input"
         )
-    relative = worst_error / scale if scale > 0 else worst_error
+    scale = float(plain.abs().max()) or 1.0
+    worst = max(seen, key=lambda t: t.error)
+    relative = worst.error / scale
     with buffers_kept(fn):
-        lost = None if relative <= allowed else loss_finder(fn, group, x)(worst, allowed)
-    named = getattr(group, "name", None)
+        lost = (
+            None if relative <= allowed else loss_finder(fn, group, x)(worst.element, allowed)
+        )
     return Certificate(
         kind=kind,
         group=str(group),
-        tried=tried,
-        compared=compared / total,
-        absolute=worst_error,
+        tried=len(tried),
+        compared=sum(t.compared for t in tried) / (len(tried) * plain.numel()),
+        absolute=worst.error,
         relative=relative,
-        worst=worst if named is None else named(worst),
-        errors=tuple((e if named is None else named(e), size) for e, size in errors),
+        worst=_named(group, worst.element),
+        errors=tuple((_named(group, t.element), t.error / scale) for t in seen),
         tolerance=allowed,
         lost_at=lost,
     )
 
 
-def _is_tensor(value: object) -> None:
+@dataclass(frozen=True)
+class _Tried:
+    """One element: the largest error, and how many outputs were compared."""
+
+    element: Any
+    error: float
+    compared: int
+
+    @classmethod
+    def of(
+        cls,
+        fn: Callable[[Tensor], Tensor],
+        group: Action,
+        element: Any,
+        x: Tensor,
+        plain: Tensor,
+        kind: str,
+    ) -> _Tried:
+        """f(g·x) against g·f(x) or, of an invariance, f(x): `plain` is f(x)."""
+        moved = fn(group.on_input(element, x))
+        expected = plain if kind == "invariance" else group.on_output(element, plain)
+        if moved.shape != expected.shape:
+            raise EvidenceError(
+                f"at {_named(group, element)} the function gives shape {tuple(moved.shape)}, "
+                f"but {tuple(expected.shape)} at the identity"
+            )
+        error = (moved - expected).abs()
+        mask = group.compared(element, plain) if kind == "equivariance" else None
+        if mask is not None:
+            error = error[mask]
+        largest = float(error.max()) if error.numel() else 0.0
+        if not math.isfinite(largest):
+            raise EvidenceError(
+                f"the function's value at {_named(group, element)} is not finite"
+            )
+        return cls(element, largest, error.numel())
+
+
+def _named(group: Action, element: Any) -> Any:
+    return group.name(element) if isinstance(group, GroupAction) else element
+
+
+def _refuse_other(value: object) -> None:
     if not isinstance(value, Tensor):
         raise EvidenceError(
             f"the function gives a {type(value).__name__}, and a certificate compares tensors; "
             "wrap it in one that returns the tensor meant: lambda x: fn(x)[0]"
         )
+    if value.is_meta or value.dtype == torch.bool:
+        kind = "values on the meta device" if value.is_meta else "truth values"
+        raise EvidenceError(f"the function gives {kind}, and a certificate compares numbers")

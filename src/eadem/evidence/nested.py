@@ -16,10 +16,10 @@ import torch
 from scipy.stats import f as f_distribution
 from torch import Tensor, nn
 
-from eadem.bind import at_sites, free_vector, resolved, trainable
-from eadem.evidence._clusters import cluster_ids, summed
+from eadem.bind import at_sites, resolved, trainable
+from eadem.evidence._clusters import Cluster, cluster_ids, summed
 from eadem.evidence._likelihood import Density, Information, Likelihood
-from eadem.evidence._release import picked, trained
+from eadem.evidence._release import fitted, picked, trained
 from eadem.evidence.score import (
     NESTED,
     ChiSquare,
@@ -82,7 +82,7 @@ def wald_test(
     untied: nn.Module,
     log_density: Density,
     data: Any,
-    cluster: int | Sequence[int] | Tensor | None = None,
+    cluster: Cluster = None,
     *,
     information: Information = "observed",
 ) -> Wald:
@@ -197,7 +197,7 @@ def _ratio(tied: _Fit, untied: _Fit) -> LikelihoodRatio:
 
 
 def _values(model: nn.Module) -> Tensor:
-    return resolved(model).expand(free_vector(model).to("cpu", torch.float64))
+    return resolved(model).expand(fitted(model))
 
 
 def _nested(tied: nn.Module, untied: nn.Module) -> tuple[LinearMap, LinearMap]:
@@ -209,9 +209,10 @@ def _nested(tied: nn.Module, untied: nn.Module) -> tuple[LinearMap, LinearMap]:
             f"the two models do not have the same sites: {sorted(n for n, _ in other)[:4]}; "
             "compare fits of one model under different ties"
         )
-    null, here = trained(tied), _values(tied)
+    here, there = _values(tied), _values(untied)
+    null = trained(tied)
     if isinstance(wider, LinearMap):
-        wide, away = trained(untied), here - _values(untied)
+        wide, away = trained(untied), here - there
     else:
         theta = wider.lift(here)
         wide = picked(wider.linearize(theta), trainable(untied))
@@ -295,6 +296,8 @@ def compare(
     >>> [(r.name, r.free, r.aic) for r in found.rows]
     [('tied', 1, 18.0), ('untied', 2, 4.0)]
     """
+    if not isinstance(models, Mapping):
+        raise EvidenceError("`models` are fitted models by name: {'tied': a, 'untied': b}")
     fits = {n: _fitted(m, log_density, data, information) for n, m in models.items()}
     residuals = {}
     if residual is not None:

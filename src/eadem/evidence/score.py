@@ -7,6 +7,7 @@ no untied fit. One function serves every model, because it sees only a map and t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,8 @@ __all__ = [
     "Projection",
     "ScoreResult",
     "chi_square",
+    "columns",
+    "holm",
     "range_basis",
     "sandwich",
     "score_statistic",
@@ -253,6 +256,19 @@ def _symmetric(value: Tensor, n: int, what: str) -> Tensor:
     return mean
 
 
+def columns(release: Tensor, n: int) -> Tensor:
+    """Released directions (n, q), checked."""
+    if release.ndim != 2 or release.shape[0] != n:
+        raise EvidenceError(
+            f"`release` has shape {tuple(release.shape)}; it needs one row for each of the "
+            f"{n} values at the sites and one column for each direction"
+        )
+    found = release.detach().to("cpu", torch.float64)
+    if not bool(torch.isfinite(found).all()):
+        raise EvidenceError("`release` is not finite; its columns are directions at the sites")
+    return found
+
+
 def range_basis(matrix: Tensor) -> Tensor:
     """An orthonormal basis of range(matrix); its columns may have any lengths."""
     lengths = matrix.norm(dim=0)
@@ -270,13 +286,7 @@ def _released(
     """Orthonormal directions, in scaled sites, that complete range(φ) to the alternative."""
     n = unit.numel()
     if release is not None:
-        columns = release.detach().to(torch.float64).cpu()
-        if columns.ndim != 2 or columns.shape[0] != n:
-            raise EvidenceError(
-                f"`release` has shape {tuple(columns.shape)}; it needs one row for each of the "
-                f"{n} values at the sites and one column for each direction"
-            )
-        wide = range_basis(unit.unsqueeze(1) * columns)
+        wide = range_basis(unit.unsqueeze(1) * columns(release, n))
     elif alternative is not None:
         wide = range_basis(unit.unsqueeze(1) * alternative.dense())
         outside = tied - wide @ (wide.T @ tied)
@@ -326,6 +336,21 @@ def _notes(values: Tensor, kept: Tensor, stationarity: float, stray: float) -> l
 def chi_square(statistic: float, df: int) -> ChiSquare:
     """The χ² tail above a statistic; NaN without degrees of freedom."""
     return ChiSquare(statistic, df, float(chi2.sf(statistic, df)) if df else float("nan"))
+
+
+def holm(pvalues: Sequence[float]) -> list[float]:
+    """P-values adjusted for their number: the k-th smallest of m times m − k + 1, and no less
+    than the one before it (S. Holm, Scand. J. Statist. 6, 65, 1979).
+
+    >>> holm([0.01, 0.04, 0.5])
+    [0.03, 0.08, 0.5]
+    """
+    order = sorted(range(len(pvalues)), key=pvalues.__getitem__)
+    found, least = [0.0] * len(pvalues), 0.0
+    for k, i in enumerate(order):
+        least = max(least, min(1.0, (len(pvalues) - k) * pvalues[i]))
+        found[i] = least
+    return found
 
 
 def sandwich(variance: Tensor, z: Tensor, notes: list[str]) -> ChiSquare | None:

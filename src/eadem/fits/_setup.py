@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,15 @@ from torch import Tensor, nn
 from eadem._plan import Plan, PlanArrays
 from eadem.bind import alike, free_vector, resolved, site_coordinates, trainable
 from eadem.errors import TieConflict, Unsupported
-from eadem.joint import Joint, NotABlock
+from eadem.joint import Joint, NotABlock, residual_of
 from eadem.maps.base import numel
+from eadem.solvers._reduce import agreed, pooled
 from eadem.solvers.blocks import Batch, Problem
 from eadem.solvers.losses import Loss
 from eadem.solvers.solution import SolverError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["Bounds", "Setup", "free_names", "limits", "setup"]
 
@@ -41,8 +46,10 @@ class Setup:
     frozen: Tensor
 
 
-def setup(model: nn.Module, loss: Loss) -> Setup:
-    """Raises NotABlock, Unsupported (not float64) and SolverError (not finite at the start)."""
+def setup(model: nn.Module, loss: Loss, group: ProcessGroup | None = None) -> Setup:
+    """Raises NotABlock, Unsupported (not float64) and SolverError (not finite at the start, or
+    processes that do not start alike).
+    """
     parts = _parts(model)
     for name, p in model.named_parameters():
         if p.dtype != torch.float64:
@@ -60,18 +67,23 @@ def setup(model: nn.Module, loss: Loss) -> Setup:
     frozen = ~trainable(model)
     if bool(frozen.all()):
         raise SolverError("every parameter of the model is frozen; set requires_grad on some")
+    agreed(theta, group)
     arrays = PlanArrays(plan)
-    problem = Problem(arrays, _batches(model, plan, parts), theta, loss=loss, held=frozen)
+    batches = _batches(model, plan, parts)
+    problem = Problem(arrays, batches, theta, loss=loss, held=frozen, group=group)
+    if not problem.size:
+        raise SolverError(f"{type(model).__name__} has no residual; give it data to fit")
     wrong = _differing(problem, parts)
-    if wrong:
+    if _anywhere(wrong, group):
         batches = _batches(model, plan, parts, wrong)
-        problem = Problem(arrays, batches, theta, loss=loss, held=frozen)
+        problem = Problem(arrays, batches, theta, loss=loss, held=frozen, group=group)
         still = _differing(problem, parts)
-        if still:
+        if _anywhere(still, group):
+            where = (still[0] or "the model") if still else "a block of another process"
             raise SolverError(
-                f"residual() of {still[0]!r} gives other values when it is called again on "
-                "other copies of the same values; it must depend on the block's parameters and "
-                "data alone (dropout and the like off: model.eval())"
+                f"residual() of {where} gives other values when it is "
+                "called again on other copies of the same values; it must depend on the "
+                "block's parameters and data alone (dropout and the like off: model.eval())"
             )
     if problem.first.bad is not None:
         block, place = problem.first.bad
@@ -81,6 +93,11 @@ def setup(model: nn.Module, loss: Loss) -> Setup:
             "where it is defined with eadem.Positive, eadem.Bounded or bounds="
         )
     return Setup(model, plan, arrays, problem, theta, frozen)
+
+
+def _anywhere(wrong: list[str], group: ProcessGroup | None) -> bool:
+    """Whether any process found something wrong: they must go on together."""
+    return bool(pooled(torch.tensor(float(len(wrong))), group))
 
 
 def _parts(model: nn.Module) -> dict[str, nn.Module]:
@@ -94,23 +111,14 @@ def _parts(model: nn.Module) -> dict[str, nn.Module]:
     return {"": model}
 
 
-def _residual(part: Any) -> Tensor:
-    found = part.residual()
-    if not isinstance(found, Tensor):
-        raise NotABlock(
-            f"residual() of a {type(part).__name__} gave a {type(found).__name__}, not a tensor"
-        )
-    return found
-
-
 def _batches(
     model: nn.Module, plan: Plan, parts: dict[str, nn.Module], alone: list[str] | None = None
 ) -> list[Batch]:
     apart = alone or []
     together = {n: m for n, m in parts.items() if n not in apart}
-    found = alike(model, together, plan.slices, _residual)
+    found = alike(model, together, plan.slices, residual_of)
     for name in apart:
-        found += alike(model, {name: parts[name]}, plan.slices, _residual)
+        found += alike(model, {name: parts[name]}, plan.slices, residual_of)
     return [Batch(a.names, a.sites, a.function, a.data) for a in found]
 
 
@@ -124,7 +132,7 @@ def _differing(problem: Problem, parts: dict[str, nn.Module]) -> list[str]:
             step = -(-len(every) // CHECKED)
             for i in range(0, len(every), step):
                 mine, name = every[i], piece.name(i)
-                own = _residual(parts[name]).reshape(-1)
+                own = residual_of(parts[name]).reshape(-1)
                 same = own.shape == mine.shape and torch.allclose(
                     own.to(mine), mine, rtol=1e-9, atol=1e-9, equal_nan=True
                 )
@@ -147,15 +155,30 @@ def free_names(plan: Plan) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _pair(text: str, pair: Any) -> tuple[float | None, float | None]:
+    """(low, high) of one entry of `bounds`."""
+    try:
+        low, high = (None if x is None else float(x) for x in pair)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if any(x is not None and math.isnan(x) for x in (low, high)):
+        raise SolverError(
+            f"bounds[{text!r}] is {pair!r}; give (low, high), with None for no bound on a side"
+        )
+    return low, high
+
+
 def limits(made: Setup, bounds: Bounds) -> tuple[Tensor, Tensor]:
     """The bounds of sites as bounds of the free values.
 
-    Raises NoSuchSite, Unsupported where a site's values are not each one free value (scaled,
-    shifted or through an elementwise map), TieConflict where bounds exclude each other.
+    Raises NoSuchSite, SolverError for what is no pair of numbers, Unsupported where a site's
+    values are not each one free value (scaled, shifted or through an elementwise map),
+    TieConflict where bounds exclude each other.
     """
     lower = torch.full_like(made.theta, -torch.inf)
     upper = torch.full_like(made.theta, torch.inf)
-    for text, (low, high) in bounds.items():
+    for text, pair in bounds.items():
+        low, high = _pair(text, pair)
         at = site_coordinates(made.model, text)
         position, slope, level = made.arrays.affine(at, text)
         for limit, is_low in ((low, True), (high, False)):

@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from eadem.errors import ShapeError
 from eadem.fits._setup import setup
+from eadem.solvers.blocks import Point
 from eadem.solvers.losses import Loss
 
 __all__ = ["Callables", "callables"]
@@ -34,7 +36,8 @@ class Callables:
 def callables(model: nn.Module) -> Callables:
     """The residual of a tied model as a function of its free values, and J_W φ.
 
-    Frozen parameters stay where they are and are left out of `x`. The order of the residuals
+    Frozen parameters stay where they are and are left out of `x`; an `x` of another length
+    raises ShapeError. The order of the residuals
     is that of batches of blocks, not of `Joint.residual()`.
 
     >>> class Line(nn.Module):
@@ -51,12 +54,16 @@ def callables(model: nn.Module) -> Callables:
     """
     made = setup(model, Loss())
     problem, free = made.problem, ~made.frozen
-    place = torch.cumsum(free, 0) - 1
+    place, start = torch.cumsum(free, 0) - 1, made.theta[free]
 
-    def at(x: Floats) -> Any:
-        theta = made.theta.clone()
-        theta[free] = torch.as_tensor(x, dtype=torch.float64)
-        return problem.at(theta)
+    def at(x: Floats) -> Point:
+        given = torch.as_tensor(x, dtype=torch.float64)
+        if given.shape != start.shape:
+            raise ShapeError(
+                f"x has shape {tuple(given.shape)}; the model has {len(start)} trained free "
+                "values, flat, in the order of `start`"
+            )
+        return problem.at(made.theta.masked_scatter(free, given))
 
     def residual(x: Floats) -> Floats:
         parts = [r.reshape(-1) for r in at(x).residuals]
@@ -65,21 +72,21 @@ def callables(model: nn.Module) -> Callables:
     def sparse(x: Floats) -> Any:
         from scipy.sparse import csr_matrix
 
-        rows, columns, values, start = [], [], [], 0
+        rows, columns, values, first = [], [], [], 0
         for p, jacobian in zip(problem.pieces, problem.jacobians(at(x)), strict=True):
             n, m, t = jacobian.shape
-            row = start + torch.arange(n * m).reshape(n, m, 1).expand(n, m, t)
+            row = first + torch.arange(n * m).reshape(n, m, 1).expand(n, m, t)
             columns_at = place[torch.cat([p.at_own, p.at_shared], 1)]
             rows.append(row.reshape(-1))
             columns.append(columns_at.unsqueeze(1).expand(n, m, t).reshape(-1))
             values.append(jacobian.reshape(-1))
-            start += n * m
+            first += n * m
         entries = torch.cat(values).numpy()
         where = (torch.cat(rows).numpy(), torch.cat(columns).numpy())
-        return csr_matrix((entries, where), (start, int(free.sum())))
+        return csr_matrix((entries, where), (first, len(start)))
 
     def jacobian(x: Floats) -> Floats:
         found: Floats = sparse(x).toarray()
         return found
 
-    return Callables(made.theta[free].numpy(), residual, jacobian, sparse)
+    return Callables(start.numpy(), residual, jacobian, sparse)

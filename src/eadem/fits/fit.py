@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from eadem.bind import Tie, free_vector, set_free_vector, site_coordinates
-from eadem.errors import TooLarge
+from eadem.errors import NoSuchSite, TooLarge
+from eadem.evidence._clusters import Cluster
 from eadem.evidence._iterative import EXACT
 from eadem.evidence._score_test import Exact, ScoreTest, score_test, verdict
+from eadem.evidence.score import EvidenceError
 from eadem.fits._rank import Weak, combination, weak_directions
 from eadem.fits._setup import Setup, free_names
 from eadem.fits.profile import Interval, profile
@@ -41,6 +43,9 @@ class Fit:
     shape, derived sites included: a tied site's standard error is that of φ Cov φᵀ. `theta`
     (free,) are the free values, called `names`. `starts`: the cost and outcome of each start.
     `notes` says what a reader must know. Everything else is computed when it is asked for.
+
+    Of data that several processes hold, `residuals` are this process's own; `profile` must be
+    asked by all processes together.
     """
 
     model: nn.Module = field(repr=False)
@@ -217,7 +222,9 @@ class Fit:
         found = torch.zeros(made.arrays.sites, dtype=torch.float64)
         covered = torch.zeros_like(found, dtype=torch.bool)
         moving = ~self._held
-        for i, piece in enumerate(made.problem.pieces):
+        # of data in several processes there is one triangle, and no blocks to go by
+        alone = made.problem.pieces if made.problem.group is None else ()
+        for i, piece in enumerate(alone):
             at = torch.cat([piece.at_own, piece.at_shared], 1)
             phi = piece.phi(entries[2]) * moving[at].unsqueeze(1)
             variance = ((phi @ self._factor.block_covariances(i)) * phi).sum(-1)
@@ -277,6 +284,8 @@ class Fit:
             lost = (share > 1e-6).any(1)
         else:
             every = [names] if isinstance(names, str) else list(names)
+            if not every:
+                raise NoSuchSite("`names` is empty; name sites, or leave it out")
             at = torch.cat([site_coordinates(self.model, n) for n in every])
             _refuse(len(at))
             found = self._spread(at)
@@ -310,7 +319,7 @@ class Fit:
     def score_test(
         self,
         release: str | Sequence[str] | Tie | Tensor | None = None,
-        cluster: int | Sequence[int] | Tensor | None = None,
+        cluster: Cluster = None,
     ) -> ScoreTest:
         """Do the data agree with the ties? `eadem.score_test` at this fit.
 
@@ -318,8 +327,16 @@ class Fit:
         otherwise of the variance χ²/dof of this fit. The information is J_WᵀJ_W over it.
         `cluster` counts residuals in the order of `Joint.residual()`: residuals that follow
         one another in a pattern are seldom independent, and blocks of some length say so.
+
+        Raises EvidenceError where the residuals leave no variance, and where several processes
+        hold them; else as `score_test`.
         """
-        variance = 1.0 if self.absolute_sigma else self.reduced_chi2
+        if self._made.problem.group is not None:
+            raise EvidenceError(
+                "a score test needs every residual, and several processes hold them: fit the "
+                "gathered data in one process from these values, and ask there"
+            )
+        variance = self._known(1.0 if self.absolute_sigma else self.reduced_chi2)
         with self._at_fit():
             if self._made.arrays.sites <= EXACT:
                 j, r = self._sites()
@@ -357,12 +374,24 @@ class Fit:
         return torch.cat(wide), torch.cat([rows[name][2] for name in order])
 
     def profile(self, site: str, level: float = 0.95) -> Interval:
-        """The profile-likelihood interval of one value: `eadem.fits.profile`."""
+        """The profile-likelihood interval of one value: `eadem.fits.profile`.
+
+        Raises EvidenceError where the residuals leave no variance to compare with.
+        """
         return profile(self._made, self._found, self._settings, site, level, self._levels())
 
     def _levels(self) -> tuple[float, float, int | None]:
-        known = self.absolute_sigma
-        return self._found.point.cost, self.variance, None if known else self.dof
+        dof = None if self.absolute_sigma else self.dof
+        return self._found.point.cost, self._known(self.variance), dof
+
+    def _known(self, variance: float) -> float:
+        """A variance, where there is one to weigh the data by."""
+        if not 0 < variance < math.inf:
+            raise EvidenceError(
+                f"χ² = {self.chi2:.3g} with {self.dof} degrees of freedom does not say how "
+                "large the errors are; fit with absolute_sigma=True if they are known"
+            )
+        return variance
 
     def report(self, title: str | None = None) -> Report:
         """The fit as tables and residual plots, for a terminal, a notebook or a page."""

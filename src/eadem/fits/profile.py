@@ -51,9 +51,11 @@ def profile(
     """The interval of one value at a site, which must be one free value, scaled and shifted or
     through an elementwise map. `levels`: the cost at the fit, the variance, and dof or None.
 
-    Raises Unsupported for another kind of site, SolverError where the profile finds a better
-    fit than the one given.
+    Raises Unsupported for another kind of site, SolverError for a level that is no probability
+    and where the profile finds a better fit than the one given.
     """
+    if not 0 < level < 1:
+        raise SolverError(f"level={level!r}; it is a probability between 0 and 1, as 0.95")
     where = site_coordinates(made.model, site)
     if where.numel() != 1:
         raise Unsupported(
@@ -64,8 +66,8 @@ def profile(
     mine = (rows == place).nonzero().reshape(-1)
     if mine.numel() != 1 or bool(made.frozen[columns[mine]].any()):
         raise Unsupported(
-            f"{site!r} is fixed, frozen or depends on {mine.numel()} free values; a profile "
-            "moves a site that is one free value of its own"
+            f"{site!r} depends on {mine.numel()} free values, or on one that is frozen; a "
+            "profile moves a site that is one trained free value, scaled or through a map"
         )
     walk = _Walk(made, found, settings, int(columns[mine]), levels, level)
     ends = []
@@ -103,7 +105,12 @@ class _Walk:
         problem = made.problem
         batches = list({id(p.batch): p.batch for p in problem.pieces}.values())
         self.problem = Problem(
-            made.arrays, batches, found.point.theta, loss=problem.loss, held=held
+            made.arrays,
+            batches,
+            found.point.theta,
+            loss=problem.loss,
+            held=held,
+            group=problem.group,
         )
         self.settings = replace(settings, progress=None)
         arrow = found.arrow

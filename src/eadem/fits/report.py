@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -120,7 +119,7 @@ class Report:
                 b.name,
                 count(b.size),
                 significant(b.chi2, 4),
-                significant(b.chi2 / b.size),
+                significant(b.chi2 / b.size if b.size else math.nan),
                 f"{b.serial:+.2f}",
             )
             for b in self.blocks[:ROWS]
@@ -136,10 +135,7 @@ class Report:
             yield f"note: {note}"
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=110, color_system=None, markup=False)
-        console.print(self)
-        assert isinstance(console.file, io.StringIO)
-        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+        return terminal.plain(self, width=110)
 
     def _repr_html_(self) -> str:
         facts = " · ".join(f"{escape(n)} {escape(f)}" for f, n in self.facts)
@@ -154,7 +150,8 @@ class Report:
             page.Section(f"part-{i}", title, blocks=[page.table(columns, rows, numeric)])
             for i, (title, columns, rows, numeric) in enumerate(self._tables())
         ]
-        plots = [_plot(name, r) for name, r in list(self.residuals.items())[:PLOTS]]
+        shown = list(self.residuals.items())[:PLOTS]
+        plots = [_plot(name, r) for name, r in shown if r.numel()]
         text = "Weighted residuals in order, (observed − model)/σ."
         if len(self.residuals) > PLOTS:
             text += f" The {PLOTS} blocks of {count(len(self.residuals))} with the largest χ²."

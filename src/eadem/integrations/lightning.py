@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from eadem.errors import MissingPackage
+from eadem.errors import MissingPackage, OutOfRange
 from eadem.evidence import Trace, trace
 from eadem.integrations.tensorboard import scalars
 
@@ -29,7 +29,7 @@ def conflict_logger(every: int = 1) -> Callback:
             "pip install lightning"
         ) from error
     if every < 1:
-        raise ValueError(f"every={every}; log after every step (1), or every n-th")
+        raise OutOfRange(f"every={every}; log after every step (1), or every n-th")
 
     class ConflictLogger(Callback):
         """Traces the steps that are logged."""

@@ -44,7 +44,10 @@ def _own(value: object, what: str) -> Tensor:
     """A private CPU copy of `value`, usable in and out of inference mode."""
     try:
         with outside():
-            return torch.as_tensor(value).detach().cpu().clone()
+            found = torch.as_tensor(value)
+            if found.is_floating_point() and not isinstance(value, Tensor):
+                found = torch.as_tensor(value, dtype=torch.float64)  # 1/3 as it was given
+            return found.detach().cpu().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise Unsupported(
             f"{what} must be a number, a tensor or nested lists of numbers, "

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from eadem.bind import Tie, plan, tie
-from eadem.errors import ShapeError, SymmetryBroken, Unsupported
+from eadem.errors import OutOfRange, ShapeError, SymmetryBroken, Unsupported
 from eadem.groups import Equivariant, Group, Representation
 from eadem.maps import LinearMap, Map, Transpose
 from eadem.nn._fields import axes, check_alike, check_blocks, each, say_zeros, still, unsigned
@@ -416,7 +416,7 @@ class GroupPool(nn.Module):
                 f"group.regular(m), not {rep}; pool its parts one by one"
             )
         if how not in ("max", "mean"):
-            raise ValueError(f"how={how!r}; GroupPool takes 'max' or 'mean'")
+            raise OutOfRange(f"how={how!r}; GroupPool takes 'max' or 'mean'")
         self.fields, self.how = int(args[0]), how
         self.in_rep, self.out_rep = rep, rep.group.trivial(self.fields)
 
@@ -448,9 +448,9 @@ def group_cnn(
     `check_symmetry` has passed. Raises SymmetryBroken.
     """
     if ndim not in (1, 2, 3):
-        raise ValueError(f"ndim={ndim!r}; torch has convolutions of 1, 2 and 3 axes")
+        raise OutOfRange(f"ndim={ndim!r}; torch has convolutions of 1, 2 and 3 axes")
     if not widths:
-        raise ValueError("widths is empty; give the number of fields of each layer")
+        raise OutOfRange("widths is empty; give the number of fields of each layer")
     conv: Any = _CONVOLUTIONS[ndim - 1]
     pool: Any = _POOLS[ndim - 1]
     layers: list[nn.Module] = []

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from eadem.recipes._page import claims, footer, measured, write
+from eadem.recipes._page import claims, footer, mean, measured, write
 from eadem.report import chart, numbers, page, terminal
 from eadem.report.bars import Bar, Bars, Group, bars
 from eadem.report.images import filters
@@ -32,10 +32,6 @@ PUBLISHED = {
     "shuffled": {"shared": 56, "MLP": 68},
 }
 HOW = {"right": "in order", "shuffled": "shuffled"}
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _bar(name: str, split: Mapping[str, float], style: int) -> Bar:
@@ -97,7 +93,7 @@ def _accuracies(networks: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
                     cells.append("")
                     continue
                 low, high = (100 * f(at["accuracy"]) for f in (min, max))
-                cells.append(f"{100 * _mean(at['accuracy']):.1f} ({low:.1f}–{high:.1f})")
+                cells.append(f"{100 * mean(at['accuracy']):.1f} ({low:.1f}–{high:.1f})")
             known = PUBLISHED[how].get(key)
             said = "" if known is None else str(known)
             rows.append([shown, name, numbers.count(one["free"]), *cells, said])
@@ -171,7 +167,7 @@ def report(folder: Path) -> None:
     right, near = (splits[w] for w in ("right", "approximate"))
     saved = right["local"][least]["variance"] / right["shared"][least]["variance"]
     largest = networks["sizes"][max(networks["sizes"], key=int)]
-    score = {how: _mean(largest[how]["shared"]["accuracy"]) for how in HOW}
+    score = {how: mean(largest[how]["shared"]["accuracy"]) for how in HOW}
     truths = filters(
         np.asarray(metrics["truths"]),
         columns=3,

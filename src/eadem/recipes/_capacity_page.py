@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from eadem import theory
-from eadem.recipes._page import claims, footer, measured, write
+from eadem.recipes._page import claims, footer, mean, measured, write
 from eadem.report import chart, numbers, page
 from eadem.report.images import filters
 
@@ -23,20 +23,16 @@ NAMES = {
 BOUND = 0.1
 
 
-def samples_for(capacity: int, bound: float = BOUND) -> int:
-    """The examples after which `theory.generalization_bound` is at most `bound`."""
+def samples_for(capacity: int) -> int:
+    """The examples after which `theory.generalization_bound` is at most BOUND."""
     low, high = capacity + 1, 2 * capacity + 2
-    while theory.generalization_bound(capacity, high) > bound:
+    while theory.generalization_bound(capacity, high) > BOUND:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        good = theory.generalization_bound(capacity, middle) <= bound
+        good = theory.generalization_bound(capacity, middle) <= BOUND
         low, high = (low, middle) if good else (middle, high)
     return high
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _grown(models: Mapping[str, Any]) -> str:
@@ -86,7 +82,7 @@ def _rows(models: Mapping[str, Any]) -> list[list[str]]:
                     numbers.count(m["free"]),
                     numbers.count(m["rank"]),
                     numbers.count(2 * m["rank"]),
-                    f"{_mean(m['fitted']):.1f}",
+                    f"{mean(m['fitted']):.1f}",
                     spread,
                     numbers.count(samples_for(m["rank"])),
                 ]
@@ -127,7 +123,7 @@ def report(folder: Path) -> None:
         "about twenty, for ever.",
         facts=[
             (
-                " → ".join(f"{_mean(models[k][s]['fitted']):.0f}" for s in ends),
+                " → ".join(f"{mean(models[k][s]['fitted']):.0f}" for s in ends),
                 f"labels fitted, {NAMES[k]}, {ends[0]}×{ends[0]} → {ends[1]}×{ends[1]}",
             )
             for k in NAMES

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eadem.recipes._page import claims, footer, measured, write
+from eadem.recipes._page import claims, footer, mean, measured, write
 from eadem.report import chart, numbers, page
 
 __all__ = ["report"]
@@ -28,13 +28,9 @@ KINDS = {
 }
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def _spread(values: Sequence[float]) -> str:
     least, most = (numbers.significant(v, 2) for v in (min(values), max(values)))
-    return f"{numbers.significant(_mean(values))} ({least}–{most})"
+    return f"{numbers.significant(mean(values))} ({least}–{most})"
 
 
 def _uses(m: str) -> str:
@@ -92,7 +88,7 @@ def report(folder: Path) -> None:
         "gradient: their sum.",
         facts=[
             (
-                numbers.significant(_mean(variance["windows"]["init"][m])),
+                numbers.significant(mean(variance["windows"]["init"][m])),
                 f"output variance, {_uses(m)}",
             )
             for m in (uses[0], most)

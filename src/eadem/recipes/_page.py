@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,18 @@ from eadem.recipes import METRICS, REPORT, Claim
 from eadem.recipes._run import write_atomic
 from eadem.report import page
 
-__all__ = ["claims", "footer", "measured", "write"]
+__all__ = ["claims", "footer", "mean", "measured", "write"]
 
 
 def measured(folder: Path) -> dict[str, Any]:
     """What a finished run measured: its metrics.json."""
     found: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     return found
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of what the repeats measured."""
+    return sum(values) / len(values)
 
 
 def claims(metrics: Mapping[str, Any]) -> page.Section:

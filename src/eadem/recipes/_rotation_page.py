@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from eadem.recipes._page import claims, footer, measured, write
+from eadem.recipes._page import claims, footer, mean, measured, write
 from eadem.report import chart, numbers, page, terminal
 from eadem.report.images import filters
 
@@ -25,10 +25,6 @@ NAMES = {
 _DRAWN = ("p4", "p4_twin", "plain", "augmented")
 
 At = Mapping[str, Sequence[Mapping[str, Any]]]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _accuracy(at: At, n: str) -> list[float]:
@@ -51,7 +47,7 @@ def _rows(models: Mapping[str, At]) -> list[list[str]]:
             spread = (
                 f" ({100 * min(values):.1f}–{100 * max(values):.1f})" if len(values) > 1 else ""
             )
-            shown.append(numbers.percent(_mean(values)) + spread)
+            shown.append(numbers.percent(mean(values)) + spread)
         found.append([name, numbers.count(one["free"]), numbers.count(one["expanded"]), *shown])
     return found
 
@@ -93,7 +89,7 @@ def report(folder: Path) -> None:
     metrics = measured(folder)
     models = metrics["models"]
     least = next(iter(models["p4"]))
-    gained = _mean(_accuracy(models["p4"], least)) - _mean(_accuracy(models["plain"], least))
+    gained = mean(_accuracy(models["p4"], least)) - mean(_accuracy(models["plain"], least))
     one = models["p4"][least][0]
     digits = filters(
         np.asarray(metrics["digits"]), columns=6, caption="Digits as they are shown", width=360

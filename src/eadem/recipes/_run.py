@@ -229,8 +229,9 @@ def _umask() -> int:
 
 
 @contextlib.contextmanager
-def output_folder(out: Path, command: str) -> Iterator[Path]:
+def output_folder(out: Path, command: str, whole: str = METRICS) -> Iterator[Path]:
     """The working folder `<out>.partial`, renamed to `out` when the block ends without error.
+    `whole` is a file that every whole result holds.
 
     An earlier whole result at `out` stays until that moment. On an error or Ctrl-C the working
     folder stays, and its file `PARTIAL` says what happened and which `command` starts again.
@@ -247,7 +248,7 @@ def output_folder(out: Path, command: str) -> Iterator[Path]:
         if replaced.exists() and not out.exists():
             replaced.rename(out)
         for folder in (out, work):
-            _refuse_foreign(folder)
+            _refuse_foreign(folder, whole)
         work.mkdir(parents=True, exist_ok=True)
         lock = _lock(mark, out)
     except OSError as error:
@@ -290,14 +291,14 @@ def write_marker(mark: Path, state: str, command: str) -> None:
     )
 
 
-def _refuse_foreign(folder: Path) -> None:
+def _refuse_foreign(folder: Path, whole: str) -> None:
     """Only what a run wrote may be replaced."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise RunError(f"the output folder {folder} is a file; give another with --out")
     names = {entry.name for entry in folder.iterdir()}
-    if names and not names & {PARTIAL, METRICS}:
+    if names and not names & {PARTIAL, whole}:
         raise RunError(
             f"the output folder {folder} holds files that no run wrote; "
             "give an empty or a new one with --out"

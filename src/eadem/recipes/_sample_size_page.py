@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,6 @@ WORTH = {
     "own errors": "digits, own errors",
     "own errors, measured": "the same, measured by resampling",
 }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _curves(metrics: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from eadem.recipes._page import claims, footer, measured, write
+from eadem.recipes._page import claims, footer, mean, measured, write
 from eadem.report import chart, numbers, page, terminal
 from eadem.report.bars import Bar, Bars, Group, bars
 from eadem.report.images import filters
@@ -26,10 +26,6 @@ WORLDS = {
     "small": "β is many small coefficients: ridge's world",
 }
 _SIDE, _SPAN, _MARGIN = 520.0, 2.9, 0.5
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _total(split: Mapping[str, float]) -> float:
@@ -181,7 +177,7 @@ def _digits(digits: Mapping[str, Any]) -> list[str]:
     rows = [
         [
             f"{int(n):,}",
-            *(f"{_mean(digits['error'][m][n]):.3f}" for m in METHODS),
+            *(f"{mean(digits['error'][m][n]):.3f}" for m in METHODS),
             f"{sum(p < 0.05 for p in digits['pvalues'][n])} of {len(digits['pvalues'][n])}",
         ]
         for n in sizes

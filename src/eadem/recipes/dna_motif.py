@@ -35,7 +35,7 @@ from torch import Tensor, nn
 import eadem
 from eadem.evidence import Shifts, certify
 from eadem.recipes import Context
-from eadem.recipes._page import claims, footer, measured, write
+from eadem.recipes._page import claims, footer, mean, measured, write
 from eadem.recipes._training import one_thread_count, seeded
 from eadem.report import chart, numbers, page, terminal
 from eadem.report.logo import logo
@@ -230,10 +230,6 @@ def _turned(model: Classifier, x: Tensor) -> float:
     return float((model(reverse_complement(x)) - scores).abs().max() / scores.abs().max())
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def _claim(
     context: Context,
     aucs: Mapping[str, Mapping[int, list[float]]],
@@ -242,8 +238,8 @@ def _claim(
     turned: Mapping[str, float],
 ) -> None:
     """Claim C26."""
-    over = {n: _mean(aucs["tied"][n]) - _mean(aucs["plain"][n]) for n in aucs["plain"]}
-    behind = {n: _mean(aucs["tied"][n]) - _mean(aucs["averaged"][n]) for n in aucs["plain"]}
+    over = {n: mean(aucs["tied"][n]) - mean(aucs["plain"][n]) for n in aucs["plain"]}
+    behind = {n: mean(aucs["tied"][n]) - mean(aucs["averaged"][n]) for n in aucs["plain"]}
     share = sum(r.found for r in reads) / len(reads)
     context.claim(
         "C26",
@@ -278,7 +274,7 @@ def _rows(aucs: Mapping[str, Mapping[Any, list[float]]]) -> list[list[str]]:
     for n, tied in aucs["tied"].items():
         pairs = list(zip(tied, aucs["averaged"][n], strict=True))
         won = f"{sum(a > b for a, b in pairs)} of {len(pairs)}"
-        found.append([str(n), *(f"{_mean(aucs[k][n]):.3f}" for k in NAMES), won])
+        found.append([str(n), *(f"{mean(aucs[k][n]):.3f}" for k in NAMES), won])
     return found
 
 
@@ -300,7 +296,7 @@ def report(folder: Path) -> None:
     aucs, counts = metrics["auc"], metrics["counts"]
     sizes = list(aucs["tied"])
     least, largest = sizes[0], sizes[-1]
-    untied = _mean(aucs["plain"][least])
+    untied = mean(aucs["plain"][least])
     caption = (
         f"The tied network's strongest filter, learned from {largest} windows: the bases under "
         f"it where it responded most, and {FLANK} more on either side, in test windows that "
@@ -324,7 +320,7 @@ def report(folder: Path) -> None:
         ]
         + [
             (
-                f"{_mean(aucs['tied'][least]):.3f}",
+                f"{mean(aucs['tied'][least]):.3f}",
                 f"AUC from {least} windows; {untied:.3f} plain",
             )
         ],

@@ -34,6 +34,7 @@ import eadem
 from eadem import theory
 from eadem.nn import LocallyConnected1d
 from eadem.recipes import Context
+from eadem.recipes._ecg import ecg
 from eadem.recipes._init_page import report
 from eadem.recipes._training import one_thread_count
 from eadem.report import page
@@ -100,14 +101,6 @@ def towers(uses: int) -> Towers:
     model = Towers(uses)
     eadem.tie(model, "each.*.weight", start="init")
     return model
-
-
-def ecg() -> Tensor:
-    """The record, of zero mean and unit variance: (1024,) float64."""
-    import pywt
-
-    signal = torch.as_tensor(pywt.data.ecg(), dtype=torch.float64)
-    return (signal - signal.mean()) / signal.std()
 
 
 def gradients(model: Towers, kind: str, draws: int, record: Tensor) -> dict[str, float]:

@@ -33,6 +33,7 @@ import eadem
 from eadem.bind import free_vector, resolved, set_free_vector
 from eadem.evidence import ScoreResult, score_statistic
 from eadem.recipes import Context
+from eadem.recipes._ecg import ecg
 from eadem.recipes._page import claims, footer, measured, write
 from eadem.recipes._training import one_thread_count
 from eadem.report import chart, numbers, page, terminal
@@ -56,14 +57,6 @@ class Windows:
 
     inputs: Tensor
     wanted: Tensor
-
-
-def ecg() -> Tensor:
-    """The record, of zero mean and unit variance: (1024,) float64."""
-    import pywt
-
-    signal = torch.as_tensor(pywt.data.ecg(), dtype=torch.float64)
-    return (signal - signal.mean()) / signal.std()
 
 
 def disturbance(n: int, generator: torch.Generator, shift: int = 0) -> Tensor:

@@ -44,13 +44,14 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear, one_hot, pad, unfold
 
 import eadem
+from eadem.evidence.score import holm
 from eadem.recipes import Context
 from eadem.recipes._digits import CLASSES, Digits, split
 from eadem.recipes._training import Advance, concurrently, one_thread_count
 from eadem.recipes._verdict_page import report, table
 from eadem.report.page import ready
 
-__all__ = ["Fit", "Tiles", "Verdict", "fitted", "holm", "report", "run", "verdict"]
+__all__ = ["Fit", "Tiles", "Verdict", "fitted", "report", "run", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -148,20 +149,6 @@ class Verdict:
     statistic: float
     pvalue: float
     holm: float
-
-
-def holm(pvalues: Sequence[float]) -> list[float]:
-    """P-values corrected for their number (S. Holm, Scand. J. Statist. 6, 65, 1979).
-
-    >>> holm([0.01, 0.04, 0.5])
-    [0.03, 0.08, 0.5]
-    """
-    order = sorted(range(len(pvalues)), key=pvalues.__getitem__)
-    found, largest = [0.0] * len(pvalues), 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(pvalues) - rank) * pvalues[i]))
-        found[i] = largest
-    return found
 
 
 def verdict(model: Tiles, images: Tensor, targets: Tensor) -> list[Verdict]:

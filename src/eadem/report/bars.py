@@ -99,7 +99,7 @@ def _draw(spec: Bars, width: float, left: float, kind: str) -> str:
             out.append(_bar(bar, spec, top, left, scale, most))
             top += _LINE
         top += _GAP
-    under = [_rule(t, left + scale * t, top, "grid") for t in ticks(0.0, most)]
+    under = [_rule(t, left + scale * t, top) for t in ticks(0.0, most)]
     if spec.mark is not None:
         x = left + scale * spec.mark
         under.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{top:g}"/>')
@@ -113,9 +113,9 @@ def _draw(spec: Bars, width: float, left: float, kind: str) -> str:
     )
 
 
-def _rule(value: float, x: float, bottom: float, kind: str) -> str:
+def _rule(value: float, x: float, bottom: float) -> str:
     return (
-        f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{bottom:g}"/>'
+        f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{bottom:g}"/>'
         f'<text class="tick" x="{x:.1f}" y="{bottom + 16:g}" text-anchor="middle">'
         f"{value:g}</text>"
     )

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from eadem.report import terminal
 from eadem.report.numbers import count, percent
 from eadem.report.summary import Summary, summary_of_record
 from eadem.store.checkpoint import Checkpoint, Duplicate, checkpoint
@@ -65,10 +65,7 @@ class CheckpointSummary:
         yield Text(self._verdict())
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=100, color_system=None)
-        console.print(self)
-        assert isinstance(console.file, io.StringIO)
-        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+        return terminal.plain(self)
 
     def _repr_html_(self) -> str:
         parts = [] if self.ties is None else [self.ties._repr_html_()]

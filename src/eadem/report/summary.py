@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,9 +26,10 @@ from rich.table import Table
 from torch import nn
 
 from eadem._plan import Plan
-from eadem.bind import resolved
+from eadem.bind import counts, kept_sites, resolved
 from eadem.errors import RecordError, TooLarge
 from eadem.maps import LinearMap
+from eadem.report import terminal
 from eadem.report.numbers import count, ratio
 from eadem.report.sites import map_texts
 from eadem.store import apply
@@ -103,10 +103,7 @@ class Summary:
         return text + "."
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=100, color_system=None)
-        console.print(self)
-        assert isinstance(console.file, io.StringIO)
-        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+        return terminal.plain(self)
 
     def _repr_html_(self) -> str:
         rows = []
@@ -151,7 +148,11 @@ def _lines(row: GroupRow) -> Iterable[tuple[str, str]]:
 
 def summary(model: nn.Module) -> Summary:
     """The ties of a model, with free, stored and expanded counts."""
-    return of_plan(type(model).__name__, resolved(model), map_texts(model))
+    plan = resolved(model)
+    found = of_plan(type(model).__name__, plan, map_texts(model))
+    if not kept_sites(model):
+        return found
+    return replace(found, free=counts(model).free)
 
 
 def summary_of_file(path: str | os.PathLike[str]) -> Summary:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 from rich import box
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from eadem.report.numbers import value
 from eadem.report.page import ClaimLike
 
-__all__ = ["claims_grid", "grid"]
+__all__ = ["claims_grid", "grid", "plain"]
+
+
+def plain(shown: RenderableType, width: int = 100) -> str:
+    """What a terminal would show, as text without colours.
+
+    >>> plain("one  ")
+    'one'
+    """
+    text = io.StringIO()
+    Console(file=text, width=width, color_system=None, markup=False).print(shown)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
 def grid(

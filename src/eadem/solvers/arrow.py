@@ -273,12 +273,6 @@ class Factor:
             found[p.at] = _back(p.upper, y - p.across @ shared[p.place])
         return found.reshape(right.shape)
 
-    def covariances(self, place: Tensor) -> Tensor:
-        """(JᵀJ + D²)⁻¹ among the columns `place` (k,): (k, k)."""
-        unit = torch.zeros(self.n, len(place), dtype=torch.float64)
-        unit[place, torch.arange(len(place))] = 1.0
-        return self.solve(unit)[place]
-
     def block_covariances(self, part: int) -> Tensor:
         """(JᵀJ + D²)⁻¹ among the own and shared columns of each block of a part,
         (N, l+s, l+s).

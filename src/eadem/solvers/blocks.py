@@ -2,8 +2,10 @@
 
 The values at the sites are W = φ(θ) (+ b); every block reads some of them. The derivative of
 its residual is taken along the columns of φ that its sites have, J_θ = J_W φ without J_W:
-forward (`torch.func.jvp`, batched by `vmap`), or, where a Jacobian is small and the calls cost
-more than the arithmetic, as the transpose of the transposed product, which is the same product.
+forward (`torch.func.jvp`, batched by `vmap`: the calls of one product, whatever the number of
+columns), or as the transpose of the transposed product, which is the same product and takes a
+pass for each column, but of fewer calls and less memory. What torch can differentiate once only
+in reverse goes forward.
 Columns that one block reads are its own, those that several read are shared: this is the
 arrow, found from the ties.
 """
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from eadem.maps.base import LinearMap, Map, numel
+from eadem.solvers._autograd import NO_RULE, slope
 from eadem.solvers._reduce import pooled, stacked
 from eadem.solvers.arrow import Arrow, Part, triangle
 from eadem.solvers.losses import Loss
@@ -31,10 +34,10 @@ __all__ = ["Batch", "Point", "Problem", "Through", "through"]
 
 #: Numbers of a Jacobian that are worked on at a time.
 CHUNK = 2**19
-#: Numbers of a Jacobian up to which the transpose of the transposed product is the faster.
+#: Numbers of a Jacobian up to which the transpose of the transposed product is the faster,
 SMALL = 2**21
-#: What torch.func raises where an operation has no batching rule or no forward derivative.
-_NO_RULE = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError)
+#: unless there are more columns than this and at most so many numbers.
+FEW, LIGHT = 16, 2**17
 
 
 class Through(Protocol):
@@ -75,14 +78,14 @@ class _Whole:
         return self.rows, self.columns, values
 
     def curve(self, theta: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        def slope(at: Tensor) -> Tensor:
+        def rate(at: Tensor) -> Tensor:
             found: Tensor = torch.func.jvp(self.expand, (at,), (v,))[1]
             return found
 
         if self.constant is not None:
             first = self.constant.reshape(self.sites, self.free) @ v
             return first, torch.zeros_like(first)
-        derivatives: Any = torch.func.jvp(slope, (theta,), (v,))
+        derivatives: Any = torch.func.jvp(rate, (theta,), (v,))
         return derivatives[0].detach(), derivatives[1].detach()
 
 
@@ -137,6 +140,7 @@ class _Piece:
     batched: bool = True
     forward: bool = True
     transposed: bool = True
+    verified: bool = False
 
     @property
     def sites(self) -> Tensor:
@@ -163,7 +167,7 @@ class _Piece:
             try:
                 found: Tensor = torch.func.vmap(one, chunk_size=small)(*given, *data)
                 return found
-            except _NO_RULE:
+            except NO_RULE:
                 self.batched = False
         if len(self.rows) == 1:
             return one(*(g[0] for g in given), *(d[0] for d in data)).unsqueeze(0)
@@ -203,8 +207,8 @@ class Problem:
         for piece, r in zip(self.pieces, self.first.residuals, strict=True):
             if r.dtype != torch.float64:
                 raise SolverError(
-                    f"the residual of {piece.name(0)} is {r.dtype}; least squares works in "
-                    "float64: convert the model and its data with .double()"
+                    f"the residual of {piece.name(0) or 'the model'} is {r.dtype}; least "
+                    "squares works in float64: convert the model and its data with .double()"
                 )
         sizes = [r.numel() for r in self.first.residuals]
         #: the number of residuals
@@ -262,17 +266,24 @@ class Problem:
         t = phi.shape[2]
         if not t or not m:
             return values.new_zeros(len(values), m, t)
-        small = len(values) * m * t <= SMALL
-        if p.transposed and t <= 4 * m and (small or not p.forward):
+        numbers = len(values) * m * t
+        by_column = numbers <= SMALL and (t <= FEW or numbers > LIGHT)
+        if p.transposed and t <= 4 * m and (by_column or not p.forward):
             try:
-                return _transposed(p, values, phi)
-            except _NO_RULE:
+                found = _transposed(p, values, phi)
+                p.verified = p.verified or _adjoint(p, values, phi, found)
+                if p.verified:
+                    return found
+                p.transposed = False
+            except NO_RULE:
                 p.transposed = False
         if p.forward and t <= 4 * m:
             try:
                 return p.map(_forward(p), values, phi, size=m * t).detach()
-            except _NO_RULE:
+            except NO_RULE:
                 p.forward = False
+                if p.transposed:
+                    return self._along(p, values, phi, m)
         jacobian: Any = torch.func.jacrev(p.flat)
         each = p.map(jacobian, values, size=m * phi.shape[1])
         return (each @ phi).detach()
@@ -325,7 +336,7 @@ class Problem:
                 each = (bent.unsqueeze(1) @ jacobian).squeeze(1)
                 at = torch.cat([p.at_own, p.at_shared], 1)
                 total.index_add_(0, at.reshape(-1), each.reshape(-1))
-        except _NO_RULE:
+        except NO_RULE:
             self.can_curve = False
             return None
         return pooled(total, self.group)
@@ -350,9 +361,23 @@ def _transposed(p: _Piece, values: Tensor, phi: Tensor) -> Tensor:
         w = values.detach().clone().requires_grad_()
         r = p.map(p.flat, w, size=1)
         u = torch.zeros_like(r).requires_grad_()
-        h = (_pulled(r, w, u).unsqueeze(1) @ phi).squeeze(1)
-        columns = [_slope(h[:, c].sum(), u) for c in range(phi.shape[2])]
+        h = (slope(r, w, u, create=True).unsqueeze(1) @ phi).squeeze(1)
+        columns = [slope(h[:, c].sum(), u, retain=True) for c in range(phi.shape[2])]
     return torch.stack(columns, -1).detach()
+
+
+def _adjoint(p: _Piece, values: Tensor, phi: Tensor, found: Tensor) -> bool:
+    """Whether uᵀJ is what reverse mode gives, for one u: a backward of a user's own that is
+    `once_differentiable` has no part in `_transposed`, and nothing else would say so.
+    """
+    with torch.enable_grad():
+        w = values.detach().clone().requires_grad_()
+        r = p.map(p.flat, w, size=1)
+        u = torch.arange(r.numel(), dtype=r.dtype).add_(1).cos_().reshape(r.shape)
+        wanted = (slope((r * u).sum(), w).unsqueeze(1) @ phi).squeeze(1)
+    off = ((u.unsqueeze(1) @ found).squeeze(1) - wanted).abs()
+    size = (u.abs().unsqueeze(1) @ found.abs()).squeeze(1)
+    return not bool((off > 1e-8 * torch.maximum(size, wanted.abs())).any())
 
 
 def _transposed_second(p: _Piece, values: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -361,28 +386,11 @@ def _transposed_second(p: _Piece, values: Tensor, first: Tensor, second: Tensor)
         w = values.detach().clone().requires_grad_()
         r = p.map(p.flat, w, size=1)
         u = torch.zeros_like(r).requires_grad_()
-        g = _pulled(r, w, u)
+        g = slope(r, w, u, create=True)
         along = (g * first).sum()
         if along.requires_grad:
-            along = (_slope(along, w, True) * first).sum()
-        return _slope(along + (g * second).sum(), u).detach()
-
-
-def _pulled(r: Tensor, w: Tensor, u: Tensor) -> Tensor:
-    """J_Wᵀu, differentiable in u and w."""
-    if not r.requires_grad:
-        return torch.zeros_like(w)
-    found = torch.autograd.grad(r, w, u, create_graph=True, allow_unused=True)[0]
-    return torch.zeros_like(w) if found is None else found
-
-
-def _slope(value: Tensor, at: Tensor, create: bool = False) -> Tensor:
-    if not value.requires_grad:
-        return torch.zeros_like(at)
-    found = torch.autograd.grad(
-        value, at, retain_graph=True, create_graph=create, allow_unused=True
-    )[0]
-    return torch.zeros_like(at) if found is None else found
+            along = (slope(along, w, create=True) * first).sum()
+        return slope(along + (g * second).sum(), u).detach()
 
 
 def _second(p: _Piece) -> Callable[..., Tensor]:

@@ -73,7 +73,7 @@ def least_squares(
         return residual(values.reshape(plan.out_shape))
 
     sites = torch.arange(numel(plan.out_shape)).unsqueeze(0)
-    batch = Batch(("the residual",), sites, flat)
+    batch = Batch(("",), sites, flat)
     problem = Problem(through(plan), [batch], theta.reshape(-1), group=group)
     if problem.first.bad is not None:
         raise SolverError(

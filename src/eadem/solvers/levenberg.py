@@ -18,6 +18,7 @@ from torch import Tensor
 
 from eadem.solvers.arrow import Arrow, Factor
 from eadem.solvers.blocks import Point, Problem
+from eadem.solvers.solution import SolverError
 
 __all__ = ["Found", "Settings", "Step", "minimise"]
 
@@ -61,6 +62,8 @@ class Step:
 class Settings:
     """`tolerance`: converged when the residual's part in the tangent space is below this share
     of its length (Bates & Watts, Technometrics 23, 1981). `lower`, `upper` (free,): bounds.
+
+    Raises SolverError for a negative tolerance or number of iterations.
     """
 
     tolerance: float = 1e-8
@@ -70,6 +73,11 @@ class Settings:
     lower: Tensor | None = None
     upper: Tensor | None = None
     progress: Callable[[Step], None] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tolerance", "max_iterations"):
+            if not getattr(self, name) >= 0:
+                raise SolverError(f"{name}={getattr(self, name)!r}; it is 0 or more")
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +214,7 @@ def _advance(
                 return trial, ""
             if trial.bad is not None:
                 block, place = trial.bad
-                why = f"{block}, residual {place}"
+                why = f"{block or 'the model'}, residual {place}"
             elif promised <= LOST * cost:
                 return None, "rounding"
         if state.damping > 1e40:
@@ -288,5 +296,6 @@ def _jacobian_of(problem: Problem, jacobians: list[Tensor]) -> str:
         bad = ~torch.isfinite(jacobian).all(-1)
         if bool(bad.any()):
             block, place = bad.nonzero()[0].tolist()
-            return f"the derivative of residual {place} of {p.name(block)} is not finite"
+            whose = p.name(block) or "the model"
+            return f"the derivative of residual {place} of {whose} is not finite"
     return "the derivative of the residual is not finite"

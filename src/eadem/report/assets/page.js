@@ -193,6 +193,81 @@
       step(target, down * stride, across * stride);
     });
   }
+  /* Diffraction patterns: a stretch of 2θ, with the counts that are in it. */
+  const NICE = [1, 2, 5, 10];
+  const ticks = (low, high, about) => {
+    const power = 10 ** Math.floor(Math.log10((high - low) / about));
+    const size = power * NICE.find((m) => m * power >= (high - low) / about * 0.999);
+    const found = [];
+    for (let i = Math.ceil(low / size - 1e-9); i * size <= high + 1e-9 * size; i++) found.push(+(i * size).toPrecision(12));
+    return found;
+  };
+  const drawn = (path) => [...path.getAttribute("d").matchAll(/[ML](\S+?) (-?[\d.e+-]+)/g)].map((m) => [+m[1], -m[2]]);
+
+  for (const figure of document.querySelectorAll("figure.pattern")) {
+    const numbers = (text) => text.split(" ").map(Number);
+    const [first, last] = numbers(figure.dataset.x);
+    const [left, top, width, height, foot] = numbers(figure.dataset.box);
+    const svg = figure.querySelector("svg"), axes = figure.querySelector(".axes");
+    const plot = (kind) => figure.querySelector(`svg.${kind}`);
+    const seen = drawn(figure.querySelector("path.seen")), apart = drawn(figure.querySelector("path.apart"));
+    const marks = figure.dataset.marks.split("|").filter(Boolean).map((m) => [parseFloat(m), m.slice(m.indexOf(" ") + 1)]);
+    let [low, high] = [first, last];
+
+    const line = (kind, x1, x2, y1, y2) => `<line class="${kind}" x1="${x1}" x2="${x2}" y1="${y1}" y2="${y2}"/>`;
+    const text = (x, y, anchor, words) => `<text class="tick" x="${x}" y="${y}" text-anchor="${anchor}">${words}</text>`;
+    const draw = () => {
+      const inside = (points) => points.filter(([x]) => x >= low && x <= high).map(([, y]) => y);
+      const counts = inside(seen), off = inside(apart).map(Math.abs);
+      const most = 1.04 * Math.max(1, ...counts), least = high - low < last - first ? 0.9 * Math.min(...counts) : Math.min(0, ...counts);
+      const far = 1.04 * Math.max(1e-9, ...off);
+      plot("main").setAttribute("viewBox", `${low} ${-most} ${high - low} ${most - least}`);
+      plot("marks").setAttribute("viewBox", `${low} 0 ${high - low} 1`);
+      plot("apart").setAttribute("viewBox", `${low} ${-far} ${high - low} ${2 * far}`);
+      let html = line("axis", left, left + width, foot, foot);
+      for (const t of ticks(least, most, 5)) {
+        const y = top + height * (most - t) / (most - least);
+        html += line("grid", left, left + width, y, y) + text(left - 8, y + 4, "end", t);
+      }
+      for (const t of ticks(low, high, 8)) {
+        const x = left + width * (t - low) / (high - low);
+        html += line("axis", x, x, foot, foot + 5) + text(x, foot + 19, "middle", t);
+      }
+      axes.innerHTML = html;
+    };
+    const show = (from, to) => {
+      const span = Math.min(last - first, Math.max(0.5, to - from));
+      low = Math.min(last - span, Math.max(first, (from + to - span) / 2));
+      high = low + span;
+      draw();
+    };
+    const zoom = (factor, at) => show(at - (at - low) * factor, at + (high - at) * factor);
+    const angle = (e) => {
+      const box = svg.getBoundingClientRect();
+      return low + (high - low) * ((e.clientX - box.left) / box.width * svg.viewBox.baseVal.width - left) / width;
+    };
+    let held = null;
+    svg.addEventListener("wheel", (e) => { e.preventDefault(); zoom(Math.exp(0.002 * e.deltaY), angle(e)); }, { passive: false });
+    svg.addEventListener("dblclick", () => show(first, last));
+    svg.addEventListener("pointerdown", (e) => { held = angle(e); svg.setPointerCapture(e.pointerId); hide(); });
+    svg.addEventListener("pointerup", () => { held = null; });
+    svg.addEventListener("pointerleave", hide);
+    svg.addEventListener("pointermove", (e) => {
+      const at = angle(e);
+      if (held !== null) { show(low + held - at, high + held - at); return; }
+      const near = marks.filter(([x]) => Math.abs(x - at) < 0.006 * (high - low)).sort((a, b) => Math.abs(a[0] - at) - Math.abs(b[0] - at));
+      if (near.length) say(near.slice(0, 5).map(([x, name]) => `${name}   ${x.toFixed(2)}°`).join("\n"), e.clientX, e.clientY);
+      else hide();
+    });
+    figure.addEventListener("keydown", (e) => {
+      const middle = (low + high) / 2, step = 0.15 * (high - low);
+      const act = {
+        "+": () => zoom(0.7, middle), "=": () => zoom(0.7, middle), "-": () => zoom(1 / 0.7, middle), "0": () => show(first, last),
+        ArrowLeft: () => show(low - step, high - step), ArrowRight: () => show(low + step, high + step),
+      }[e.key];
+      if (act && !e.ctrlKey && !e.metaKey) { e.preventDefault(); act(); }
+    });
+  }
   addEventListener("keydown", (e) => { if (e.key === "Escape") hide(); });
   addEventListener("scroll", hide, { passive: true });
 })();

@@ -1,0 +1,118 @@
+"""Hidden Markov models, against hmmlearn.
+
+100 sequences of 1,000 frames, random models, in float64. E-step: expected counts of all
+sequences under one model; hmmlearn is called at its own method for that, with
+`implementation="scaling"`, its faster one. EM: five iterations of `fit`, with hmmlearn's
+"scaling" and with its default, "log". Gaussian: two features, diagonal covariances. Both see
+the same data and start, and end at the same log-likelihood (checked). hmmlearn has one thread;
+Eadem one, and two, which takes two idle cores.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from eadem.hmm import from_hmmlearn
+from timing import Row, paired, row
+
+SEQUENCES, FRAMES = 100, 1000
+#: Eadem's share of hmmlearn's time that is promised, by number of states, for 1 and 2 threads.
+E_STEP = {4: (1 / 5, 1 / 8), 16: (1 / 7, 1 / 14), 64: (1 / 13, 1 / 30)}
+
+
+def models(kind: str, states: int, implementation: str = "scaling") -> tuple[Any, Any, Any]:
+    """hmmlearn's model, the same of Eadem, and observations."""
+    from hmmlearn import hmm
+
+    rng = np.random.default_rng(states)
+    given = {"init_params": "", "n_iter": 5, "tol": -np.inf, "implementation": implementation}
+    if kind == "categorical":
+        theirs: Any = hmm.CategoricalHMM(states, n_features=4, **given)
+        theirs.emissionprob_ = rng.dirichlet(np.ones(4), states)
+        X: Any = rng.integers(0, 4, (SEQUENCES * FRAMES, 1))
+    else:
+        theirs = hmm.GaussianHMM(states, "diag", **given)
+        theirs.means_, theirs._covars_ = rng.normal(size=(states, 2)), np.ones((states, 2))
+        theirs.n_features = 2
+        X = rng.normal(size=(SEQUENCES * FRAMES, 2))
+    theirs.startprob_ = rng.dirichlet(np.ones(states))
+    theirs.transmat_ = rng.dirichlet(np.ones(states), states)
+    return theirs, from_hmmlearn(theirs), X
+
+
+def e_step(kind: str, states: int) -> tuple[Callable[[], float], Callable[[], float]]:
+    """An E-step of each; both return the log-likelihood."""
+    theirs, ours, X = models(kind, states)
+    lengths = np.full(SEQUENCES, FRAMES)
+    data = ours._data(X, np.concatenate([[0], lengths.cumsum()]))
+    values = ours._values()
+    return (
+        lambda: float(ours._expected(data, values)["log_likelihood"]),
+        lambda: float(theirs._do_estep(X, lengths)[1]),
+    )
+
+
+def fits(kind: str, states: int, implementation: str) -> tuple[Any, Any]:
+    """Five iterations of each, from the same start; both return the last log-likelihood."""
+    theirs, ours, X = models(kind, states, implementation)
+    lengths = np.full(SEQUENCES, FRAMES)
+
+    def run(model: Any) -> Callable[[], float]:
+        return lambda: float(copy.deepcopy(model).fit(X, lengths).monitor_.history[-1])
+
+    return run(ours), run(theirs)
+
+
+def compared(
+    name: str, against: str, pair: tuple[Any, Any], limit: float | None, rounds: int, pairs: int
+) -> Row:
+    """One line; asserts that both came to the same log-likelihood."""
+    mine, other = pair[0](), pair[1]()
+    assert abs(mine / other - 1) < 1e-9, f"{name}: {mine} against {other}"
+    ratio = paired(*pair, rounds=rounds, pairs=pairs, calls=1, warmup=1)
+    return row(name, against, ratio, limit)
+
+
+def rows() -> list[Row]:
+    """The benchmark's lines."""
+    size = f"{SEQUENCES} × {FRAMES:,}"
+    try:
+        import hmmlearn  # noqa: F401
+    except ImportError:
+        return [Row(f"HMM, {size}", "hmmlearn, not installed", None)]
+    before, found = torch.get_num_threads(), []
+    peer = "hmmlearn, scaling"
+    try:
+        for kind in ("categorical", "gaussian"):
+            for states, limits in E_STEP.items():
+                if kind == "gaussian":
+                    limits = (1 / 4, None)  # type: ignore[assignment]
+                pair = e_step(kind, states)
+                for threads, limit in zip((1, 2), limits, strict=True):
+                    torch.set_num_threads(threads)
+                    many = "thread" if threads == 1 else "threads"
+                    name = f"E-step, {kind}, {states} states, {threads} {many}"
+                    rounds, pairs = (5, 3) if states < 64 else (3, 1)
+                    found.append(compared(name, peer, pair, limit, rounds, pairs))
+        torch.set_num_threads(1)
+        for kind in ("categorical", "gaussian"):
+            pair = fits(kind, 16, "scaling")
+            name = f"EM iteration, {kind}, 16 states, 1 thread"
+            found.append(compared(name, peer, pair, 1 / 4, 3, 1))
+        name = "EM iteration, categorical, 16 states, 1 thread"
+        pair = fits("categorical", 16, "log")
+        found.append(compared(name, "hmmlearn, log (its default)", pair, 1 / 20, 3, 1))
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
+if __name__ == "__main__":
+    from timing import table
+
+    print(table(rows()))
