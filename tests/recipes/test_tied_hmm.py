@@ -10,7 +10,7 @@ from eadem.recipes import run
 
 pytest.importorskip("numba")
 
-from eadem.recipes import tied_hmm as recipe  # noqa: E402
+from eadem.recipes import tied_hmm as recipe
 
 
 @pytest.fixture(scope="module")

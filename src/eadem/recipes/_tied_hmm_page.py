@@ -29,9 +29,7 @@ def _chart(label: str, errors: Mapping[str, Mapping[str, Sequence[float]]], leng
         for i, name in enumerate(NAMES)
     ]
     return chart.chart(
-        chart.Chart(
-            label, "symbols", "log₁₀ error", lines, True, x_ticks=lines[0].x
-        )
+        chart.Chart(label, "symbols", "log₁₀ error", lines, True, x_ticks=lines[0].x)
     )
 
 
