@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
@@ -25,6 +26,8 @@ from eadem.hmm.monitor import ConvergenceMonitor
 from eadem.hmm.mstep import Affine, Simplex, ascend
 
 __all__ = ["HMM"]
+
+_log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -442,6 +445,14 @@ class HMM(nn.Module):
             raise HMMError(f"method={method!r} is not known; use 'em' or 'gradient'")
         data = self._data(*observations(X, lengths))
         self._allocate()
+        for name, letter in self.letters.items():
+            if name in self._known and letter in self.init_params:
+                _log.warning(
+                    "%s is set and will be overwritten by a drawn start, since init_params has "
+                    "%r; leave that out to start from what is set",
+                    name,
+                    letter,
+                )
         best: tuple[float, Tensor, Any] | None = None
         rng = random(self.random_state) if self.n_init > 1 else None
         kept = self.random_state
