@@ -21,8 +21,8 @@ by 0.12 in two symbols. A first full run did promise at most 15 % false alarms o
 and had 24 %: with 60 sequences and states that are hard to tell apart the information at the
 tied fit is a poor guide; the sandwich by sequences is shown next to it.
 
-Where the tie is wrong its cost is shown too: the tied error falls to half the departure and
-stays there, while the untied one goes on falling. Expected run time: 2 minutes, 20 s when quick
+Where the tie is wrong its cost is shown too: the tied error cannot fall below half the
+departure, while the untied one goes on falling. Expected run time: 4 minutes, 20 s when quick
 (two sizes, 10 repeats).
 """
 
