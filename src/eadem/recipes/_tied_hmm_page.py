@@ -92,8 +92,8 @@ def report(folder: Path) -> None:
                 "error",
                 "What the tie is worth, and what a wrong one costs",
                 "Root mean squared error of the emissions of both states, by how many symbols "
-                "there are to learn from. Where the tie is wrong the tied error never falls below "
-                f"{math.sqrt(metrics['floor']):.3f}, what half the departure in both states "
+                "there are to learn from. Where the tie is wrong the tied error cannot fall "
+                f"below {math.sqrt(metrics['floor']):.3f}, what half the departure in both states "
                 "would be; with few data it is still the better estimate.",
                 [
                     _chart("The tie is true", errors["true"], length),
