@@ -93,8 +93,8 @@ def report(folder: Path) -> None:
                 "What the tie is worth, and what a wrong one costs",
                 "Root mean squared error of the emissions of both states, by how many symbols "
                 "there are to learn from. Where the tie is wrong the tied error cannot fall "
-                f"below {math.sqrt(metrics['floor']):.3f}, what half the departure in both states "
-                "would be; with few data it is still the better estimate.",
+                f"below {math.sqrt(metrics['floor']):.3f}, half the departure in both states; "
+                "with few data it is still the better estimate.",
                 [
                     _chart("The tie is true", errors["true"], length),
                     _chart("The tie is wrong", errors["wrong"], length),
