@@ -70,7 +70,7 @@ class HMM(nn.Module):
 
     #: The letter in `params` and `init_params` of each site.
     letters: ClassVar[Mapping[str, str]] = {"startprob": "s", "transmat": "t"}
-    site_constraints: ClassVar[Mapping[str, str]] = {"startprob": "rows", "transmat": "rows"}
+    site_constraints: Mapping[str, str] = {"startprob": "rows", "transmat": "rows"}
 
     n_components: int
     n_features: int | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,8 +41,8 @@ class CategoricalHMM(HMM):
     True
     """
 
-    letters = {**HMM.letters, "emissionprob": "e"}  # noqa: RUF012
-    site_constraints = {**HMM.site_constraints, "emissionprob": "rows"}  # noqa: RUF012
+    letters: ClassVar[Mapping[str, str]] = {**HMM.letters, "emissionprob": "e"}
+    site_constraints: Mapping[str, str] = {**HMM.site_constraints, "emissionprob": "rows"}
     emissionprob_prior: Any
     emissionprob_ = site("emissionprob")
 
@@ -156,7 +156,7 @@ class PoissonHMM(HMM):
     array([[4.]])
     """
 
-    letters = {**HMM.letters, "lambdas": "l"}  # noqa: RUF012
+    letters: ClassVar[Mapping[str, str]] = {**HMM.letters, "lambdas": "l"}
     lambdas_prior: Any
     lambdas_weight: Any
     lambdas_ = site("lambdas")

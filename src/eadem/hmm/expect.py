@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class Frames:
                     np.exp(found, out=table[at])
 
         starts = list(range(0, rows, BLOCK))
-        _at_once([lambda s=s: run(s) for s in (starts[k::threads] for k in range(threads))])  # type: ignore[misc]
+        _at_once([partial(run, starts[k::threads]) for k in range(threads)])
         row = np.arange(rows) if x is None else x
         return Frames(row, bounds, table, shift, x is not None, logs)
 
@@ -359,7 +360,7 @@ def log_likelihood(
 
     if len(easy):
         shares = _shares(frames.lengths[easy], threads)
-        _at_once([lambda s=s: run(easy[s]) for s in shares])  # type: ignore[misc]
+        _at_once([partial(run, easy[s]) for s in shares])
     K = len(start)
     for i in np.flatnonzero(np.isnan(found)):
         rows = frames.x[frames.bounds[i] : frames.bounds[i + 1]]
@@ -393,5 +394,5 @@ def decode(
     def run(which: Ints) -> None:
         kernels.viterbi(frames.x, frames.bounds, which, table, begin, go, states, found)
 
-    _at_once([lambda s=s: run(s) for s in _shares(frames.lengths, threads)])  # type: ignore[misc]
+    _at_once([partial(run, s) for s in _shares(frames.lengths, threads)])
     return found, states

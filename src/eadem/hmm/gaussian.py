@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +43,7 @@ class _Vectors(HMM):
         super().__init__(**given)
         full = self.covariance_type in ("full", "tied")
         kept = {"covars": "symmetric"} if full else {}
-        self.site_constraints = {**type(self).site_constraints, **kept}  # type: ignore[misc]
+        self.site_constraints = {**type(self).site_constraints, **kept}
 
     @property
     def _normal(self) -> Normal:
@@ -221,7 +221,7 @@ class GaussianHMM(_Vectors):
     0.0
     """
 
-    letters = {**HMM.letters, "means": "m", "covars": "c"}  # noqa: RUF012
+    letters: ClassVar[Mapping[str, str]] = {**HMM.letters, "means": "m", "covars": "c"}
 
     def __init__(
         self,
@@ -338,8 +338,13 @@ class MixtureHMM(_Vectors):
     (1, 2, 1)
     """
 
-    letters = {**HMM.letters, "means": "m", "covars": "c", "weights": "w"}  # noqa: RUF012
-    site_constraints = {**HMM.site_constraints, "weights": "rows"}  # noqa: RUF012
+    letters: ClassVar[Mapping[str, str]] = {
+        **HMM.letters,
+        "means": "m",
+        "covars": "c",
+        "weights": "w",
+    }
+    site_constraints: Mapping[str, str] = {**HMM.site_constraints, "weights": "rows"}
     n_mix: int
     weights_prior: Any
     weights_ = site("weights")
