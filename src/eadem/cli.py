@@ -100,7 +100,12 @@ def list_() -> None:
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A name that `eadem list` shows.")],
+    recipe: Annotated[
+        str | None, typer.Argument(help="A name that `eadem list` shows.", show_default=False)
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="All recipes, and one page of their claims.")
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="A small version, in seconds.")
     ] = False,
@@ -110,6 +115,10 @@ def run(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Where all randomness starts.")] = 0,
     device: Annotated[str, typer.Option(help="A torch device, as cpu or cuda:0.")] = "cpu",
+    jobs: Annotated[int, typer.Option(min=1, help="With --all: recipes at a time.")] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="With --all: keep the recipes that are whole.")
+    ] = False,
 ) -> None:
     """Run a recipe and print where its report is.
 
@@ -118,6 +127,11 @@ def run(
     from . import recipes
 
     console = Console()
+    if every != (recipe is None):
+        raise typer.BadParameter("give the name of one recipe, or --all.")
+    if recipe is None:
+        _run_all(console, out, quick, seed, device, jobs, resume)
+        return
     try:
         folder = recipes.run(
             recipe, out=out, quick=quick, seed=seed, device=device, console=console
@@ -128,6 +142,42 @@ def run(
         print(f"eadem: interrupted{rest}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     _show_results(folder, console)
+
+
+def _run_all(
+    console: Console,
+    out: Path | None,
+    quick: bool,
+    seed: int,
+    device: str,
+    jobs: int,
+    resume: bool,
+) -> None:
+    """Exit code 1 when a recipe failed or lacks its data; claims decide nothing here."""
+    from .recipes import _all
+
+    try:
+        folder = _all.run_all(
+            out=out,
+            quick=quick,
+            seed=seed,
+            device=device,
+            jobs=jobs,
+            resume=resume,
+            console=console,
+        )
+    except KeyboardInterrupt:
+        print(
+            "eadem: interrupted; what is whole stays, and --resume goes on from there",
+            file=sys.stderr,
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    record = json.loads((folder / _all.CLAIMS).read_text(encoding="utf-8"))
+    states = [claim["status"] for claim in record["claims"]]
+    print(", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
+    print(f"report: {folder / _all.INDEX}")
+    if any(study["state"] != "whole" for study in record["recipes"]):
+        raise typer.Exit(1)
 
 
 @app.command()
