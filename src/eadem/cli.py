@@ -1,4 +1,4 @@
-"""The command line: `eadem list`, `run`, `summary`, `report`, `fit`, `align`.
+"""The command line: `eadem list`, `data`, `run`, `summary`, `report`, `fit`, `align`.
 
 What goes wrong is one line on stderr and exit code 2; Ctrl-C is exit code 130. torch is
 imported only by the commands that need it, so `eadem --help` answers at once.
@@ -96,6 +96,23 @@ def list_() -> None:
     for name, title in recipes().items():
         table.add_row(name, Text(title))
     Console().print(table)
+
+
+@app.command()
+def data() -> None:
+    """List the packages that recipes read data from, and how to get those that are not here."""
+    from .recipes._data import packages
+
+    found = packages()
+    table = Table("package", "version", "licence of the data", "", box=None, pad_edge=False)
+    for package in found:
+        state = "present" if package.present() else "missing"
+        table.add_row(package.project, package.version, package.licence, state)
+    Console().print(table)
+    # Lines to type go out unwrapped, so that they can be copied.
+    for package in found:
+        if not package.present():
+            print(f"{package.project}: {package.line()}")
 
 
 @app.command()
