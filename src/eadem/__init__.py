@@ -60,7 +60,9 @@ if _TYPE_CHECKING:
     from .groups import Orbit as Orbit
     from .joint import Joint as Joint
     from .maps import Affine as Affine
+    from .maps import Block as Block
     from .maps import Bounded as Bounded
+    from .maps import Factored as Factored
     from .maps import Fixed as Fixed
     from .maps import Flip as Flip
     from .maps import Function as Function
@@ -122,7 +124,9 @@ _HOME = {
     ),
     "maps": (
         "Affine",
+        "Block",
         "Bounded",
+        "Factored",
         "Fixed",
         "Flip",
         "Function",
