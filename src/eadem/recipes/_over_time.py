@@ -70,10 +70,12 @@ class OverTime(nn.Module):
         return said
 
 
-def both(seed: int, *sizes: int, pool: str) -> dict[str, OverTime]:
+def both(
+    seed: int, channels: int, moments: int, width: int, taps: int, outputs: int, *, pool: str
+) -> dict[str, OverTime]:
     """The tied network, and its twin with a filter for each moment."""
     with seeded(seed):
-        tied = OverTime(*sizes, pool=pool)  # type: ignore[misc]
+        tied = OverTime(channels, moments, width, taps, outputs, pool)
     return {"shared": tied, "unshared": eadem.twin(tied)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ NAMES = {"shared": "one filter, shared over time", "unshared": "a filter for eac
 
 
 def _shown(value: float, percent: bool) -> str:
-    return f"{100 * value:.1f} %" if percent else f"{value:.4f}"
+    said = f"{100 * value:.1f} %" if percent else f"{value:.4f}"
+    return said.replace("-", "−")
 
 
 def _curve(name: str, task: Mapping[str, Any], study: Mapping[str, Any]) -> str:
@@ -29,7 +31,7 @@ def _curve(name: str, task: Mapping[str, Any], study: Mapping[str, Any]) -> str:
     spec = chart.Chart(
         label, study["x"], study["measure"], lines, log, percent, x_ticks=lines[0].x
     )
-    return chart.chart(spec)
+    return f"<p>{escape(name[0].upper() + name[1:])}</p>" + chart.chart(spec)
 
 
 def _rows(tasks: Mapping[str, Any], study: Mapping[str, Any]) -> list[list[str]]:
@@ -87,7 +89,7 @@ def report(folder: Path) -> None:
             page.Section(
                 "found",
                 "Shared and unshared",
-                f"The measure is {study['measure']}. Both start alike and see the same.",
+                f"The measure is {study['measure']}. Both see the same.",
                 [
                     *(_curve(name, t, study) for name, t in tasks.items()),
                     page.table(head, _rows(tasks, study), numeric=(1, 2, 3)),

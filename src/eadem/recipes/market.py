@@ -7,7 +7,7 @@ ReLU, their mean over time, a linear layer; shared over time the filters are `nn
 the twin has some for each day, from the same start: equal width, data, order, steps and rule of
 stopping.
 
-Data: 2,780 daily returns of the S&P 500, 1990 to 1999 (`SP500` of the R package MASS), in the
+Data: 2,783 daily returns of the S&P 500, 1990 to 1999 (`SP500` of the R package MASS), in the
 package `pydataset` 0.2.0 (MIT). Five repeats walk forward: 300 days test, the 200 before them
 stop, and what is learned from lies before those. Nothing of a test day is seen.
 
@@ -24,6 +24,7 @@ from __future__ import annotations
 import csv
 import io
 import tarfile
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ TASKS = ("sign", "size")
 
 
 def returns() -> Tensor:
-    """The daily returns (2780,) in per cent."""
+    """The daily returns (2783,) in per cent."""
     raw = PYDATASET.read("resources.tar.gz", SHA256)
     with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
         stream = archive.extractfile(MEMBER)
@@ -93,7 +94,9 @@ def run(context: Context) -> None:
     page.ready()
     series = returns()
     repeats, steps = (2, 80) if context.quick else (5, 800)
-    tasks, parameters, evidence = {}, {}, {}
+    tasks: dict[str, Any] = {}
+    parameters: dict[str, int] = {}
+    evidence: dict[str, list[Any]] = {}
     with one_thread_count():
         for task in context.progress(TASKS, "tasks"):
             data = months(series, task)
