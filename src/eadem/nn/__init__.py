@@ -1,7 +1,8 @@
-"""Layers that Eadem brings because PyTorch has none of their kind."""
+"""Layers that Eadem brings because PyTorch has none of their kind, and patterns of sharing."""
 
 from .local import LocallyConnected1d as LocallyConnected1d
 from .local import LocallyConnected2d as LocallyConnected2d
+from .sharing import share_layers as share_layers
 from .symmetric import GroupPool as GroupPool
 from .symmetric import check_geometry as check_geometry
 from .symmetric import check_symmetry as check_symmetry
