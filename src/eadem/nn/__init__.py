@@ -1,4 +1,4 @@
-"""Layers that Eadem brings because PyTorch has none of their kind.
+"""Layers that Eadem brings because PyTorch has none of their kind, and patterns of sharing.
 
 `HopConv` needs the extra `graph`, and is loaded on first use.
 """
@@ -9,6 +9,7 @@ from typing import Any as _Any
 from .local import LocallyConnected1d as LocallyConnected1d
 from .local import LocallyConnected2d as LocallyConnected2d
 from .repeat import Repeat as Repeat
+from .sharing import share_layers as share_layers
 from .symmetric import GroupPool as GroupPool
 from .symmetric import check_geometry as check_geometry
 from .symmetric import check_symmetry as check_symmetry
