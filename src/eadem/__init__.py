@@ -31,6 +31,7 @@ from .errors import Unsupported as Unsupported
 from .integrations import on_import as _on_import
 
 if _TYPE_CHECKING:
+    from ._share import share as share
     from .bind import Counts as Counts
     from .bind import Tie as Tie
     from .bind import check as check
@@ -98,6 +99,7 @@ _on_import.watch()
 
 # Everything that needs torch is loaded on first use, so that the command line answers at once.
 _HOME = {
+    "_share": ("share",),
     "bind": (
         "Counts",
         "Tie",
