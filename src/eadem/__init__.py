@@ -31,7 +31,6 @@ from .errors import Unsupported as Unsupported
 from .integrations import on_import as _on_import
 
 if _TYPE_CHECKING:
-    from ._share import share as share
     from .bind import Counts as Counts
     from .bind import Tie as Tie
     from .bind import check as check

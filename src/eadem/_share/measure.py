@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from eadem._share.families import Matrix
 from eadem._share.plans import Plan
-from eadem.bind import ties
+from eadem.bind import ties, twin
 from eadem.maps.factored import Factored
 
-__all__ = ["Cost", "cache_bytes", "cost", "operations", "speeds"]
+__all__ = ["Cost", "cache_bytes", "compared", "cost", "operations", "speeds"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,32 @@ def cost(model: nn.Module, found: Sequence[Matrix], plan: Plan) -> Cost:
                 constants += 8 * part.rank
     total = sum(p.untyped_storage().nbytes() for p in held.values())
     return Cost(free, total, work, constants)
+
+
+def compared(
+    model: nn.Module, found: Sequence[Matrix], plan: Plan, ids: Tensor | None = None
+) -> dict[str, tuple[float, float]]:
+    """What the dense model takes and what the shared one does, by name; with `ids` (batch,
+    length) their speed too, for which the dense model is built beside it.
+    """
+    now, before = cost(model, found, plan), operations(found, Plan(()))
+    full_bytes = now.bytes + (before[0] - now.free) * next(model.parameters()).element_size()
+    held: dict[str, tuple[float, float]] = {
+        "weights in the blocks": (before[0], now.free),
+        "bytes of all parameters": (full_bytes, now.bytes),
+        "bytes of the maps' own constants": (0, now.constants),
+        "multiplications a token in the blocks": (before[1], now.multiplications),
+    }
+    cache = cache_bytes(model)
+    if cache is not None:
+        held["bytes of cache a token"] = (cache, cache)
+    if ids is None:
+        return held
+    dense, shared = speeds([twin(model), model], ids)
+    held["tokens a second, reading"] = (dense["read"], shared["read"])
+    if dense["write"] == dense["write"]:
+        held["tokens a second, writing"] = (dense["write"], shared["write"])
+    return held
 
 
 def cache_bytes(model: nn.Module) -> int | None:

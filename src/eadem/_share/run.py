@@ -21,8 +21,10 @@ from eadem._share.statistics import Moments, moments
 from eadem._share.text import Texts, read
 from eadem.errors import OutOfRange
 
-__all__ = ["Method", "Shared", "share"]
+__all__ = ["MOST", "Method", "Shared", "share"]
 
+#: Most layers of which the similarity is kept.
+MOST = 12
 Said = Callable[[str, int, int], None]
 Text = str | Sequence[str] | Tensor
 
@@ -64,6 +66,7 @@ class Shared:
     alike: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     worst: list[tuple[str, float]] = field(default_factory=list)
     recovered: float | None = None
+    cost: dict[str, tuple[float, float]] = field(default_factory=dict)
     texts: Texts | None = None
 
     def __repr__(self) -> str:
@@ -356,14 +359,14 @@ def _worst(groups: Candidates, plan: Plan) -> list[tuple[str, float]]:
 
 
 def _alike(
-    model: nn.Module, seen: Moments, found: Sequence[Matrix], most: int = 12
+    model: nn.Module, seen: Moments, found: Sequence[Matrix]
 ) -> dict[str, NDArray[np.float64]]:
     by: dict[str, list[Matrix]] = {}
     for m in found:
         by.setdefault(f"{m.stack} {m.kind}".strip(), []).append(m)
     alike = {}
     for kind, ms in by.items():
-        chosen = [ms[i] for i in sorted({round(x) for x in np.linspace(0, len(ms) - 1, most)})]
+        chosen = [ms[i] for i in sorted({round(x) for x in np.linspace(0, len(ms) - 1, MOST)})]
         flat = torch.stack([seen.content(m).reshape(-1) for m in chosen])
         unit = flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-300)
         alike[kind] = (unit @ unit.T).numpy()
