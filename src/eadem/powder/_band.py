@@ -188,12 +188,10 @@ def _two_sided(at, skew):  # type: ignore[no-untyped-def]
 @_exact
 def _sound(p, skew):  # type: ignore[no-untyped-def]
     """Whether every number is finite and every FWHM positive."""
-    if not np.abs(skew).sum() < np.inf:
-        return False
+    wrong = 0 if np.abs(skew).sum() < np.inf else 1
     for k in range(p.shape[1]):
-        if _voigt(p, k)[0] == 0.0:
-            return False
-    return True
+        wrong += _voigt(p, k)[0] == 0.0
+    return wrong == 0
 
 
 @_fast
@@ -237,12 +235,14 @@ def _peak(p, k, odd, cubic):  # type: ignore[no-untyped-def]
     by_tall, by_dense = LORENTZIAN / fwhm, GAUSSIAN / fwhm
     tall, dense = area * eta * by_tall, area * (1 - eta) * by_dense
     more_g, more_l = wide_g / fwhm, wide_l / fwhm
+    tall_g = area * by_tall * eta_g - tall * more_g
+    tall_l = area * by_tall * eta_l - tall * more_l
+    dense_g = -area * by_dense * eta_g - dense * more_g
+    dense_l = -area * by_dense * eta_l - dense * more_l
     return (
         (p[0, k], 2 / fwhm, tall, dense, odd, cubic),
-        (eta * by_tall, area * by_tall * eta_g - tall * more_g)
-        + (area * by_tall * eta_l - tall * more_l,),
-        ((1 - eta) * by_dense, -area * by_dense * eta_g - dense * more_g)
-        + (-area * by_dense * eta_l - dense * more_l,),
+        (eta * by_tall, tall_g, tall_l),
+        ((1 - eta) * by_dense, dense_g, dense_l),
         (-more_g, -more_l),
     )
 
