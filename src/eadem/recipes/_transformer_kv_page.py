@@ -66,7 +66,7 @@ def _tasks(metrics: Mapping[str, Any]) -> str:
     groups = []
     for task, title in enumerate(("Copying", "Reversing", "Sorting")):
         rows = []
-        for style, (key, name) in enumerate(NAMES.items()):
+        for key, name in NAMES.items():
             runs = [r["by_task"][task] for r in metrics["patterns"][key]]
             short = name.replace("embeddings and classifier", "embeddings")
             rows.append(
@@ -76,7 +76,7 @@ def _tasks(metrics: Mapping[str, Any]) -> str:
                     numbers.percent(mean(runs)),
                     min(runs),
                     max(runs),
-                    style % 4 + 1,
+                    2 if key == "none" else 1,
                 )
             )
         groups.append(bars.Group(title, rows))
@@ -165,7 +165,7 @@ def report(folder: Path) -> None:
                     page.table(
                         ["shared", "z, mean", "p", "sites rejected", "blamed most"],
                         _verdicts(metrics),
-                        numeric=(1, 2),
+                        numeric=(1, 2, 3),
                     )
                 ],
             ),
