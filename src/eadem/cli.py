@@ -1,4 +1,4 @@
-"""The command line: `eadem list`, `run`, `summary`, `report`, `fit`, `align`, `share`.
+"""The command line: `eadem list`, `data`, `run`, `summary`, `report`, `fit`, `align`, `share`.
 
 What goes wrong is one line on stderr and exit code 2; Ctrl-C is exit code 130. torch is
 imported only by the commands that need it, so `eadem --help` answers at once.
@@ -99,8 +99,30 @@ def list_() -> None:
 
 
 @app.command()
+def data() -> None:
+    """List the packages that recipes read data from, and how to get those that are not here."""
+    from .recipes._data import packages
+
+    found = packages()
+    table = Table("package", "version", "licence of the data", "", box=None, pad_edge=False)
+    for package in found:
+        state = "present" if package.present() else "missing"
+        table.add_row(package.project, package.version, package.licence, state)
+    Console().print(table)
+    # Lines to type go out unwrapped, so that they can be copied.
+    for package in found:
+        if not package.present():
+            print(f"{package.project}: {package.line()}")
+
+
+@app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A name that `eadem list` shows.")],
+    recipe: Annotated[
+        str | None, typer.Argument(help="A name that `eadem list` shows.", show_default=False)
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="All recipes, and one page of their claims.")
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="A small version, in seconds.")
     ] = False,
@@ -110,6 +132,10 @@ def run(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Where all randomness starts.")] = 0,
     device: Annotated[str, typer.Option(help="A torch device, as cpu or cuda:0.")] = "cpu",
+    jobs: Annotated[int, typer.Option(min=1, help="With --all: recipes at a time.")] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="With --all: keep the recipes that are whole.")
+    ] = False,
 ) -> None:
     """Run a recipe and print where its report is.
 
@@ -118,6 +144,11 @@ def run(
     from . import recipes
 
     console = Console()
+    if every != (recipe is None):
+        raise typer.BadParameter("give the name of one recipe, or --all.")
+    if recipe is None:
+        _run_all(console, out, quick, seed, device, jobs, resume)
+        return
     try:
         folder = recipes.run(
             recipe, out=out, quick=quick, seed=seed, device=device, console=console
@@ -128,6 +159,42 @@ def run(
         print(f"eadem: interrupted{rest}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     _show_results(folder, console)
+
+
+def _run_all(
+    console: Console,
+    out: Path | None,
+    quick: bool,
+    seed: int,
+    device: str,
+    jobs: int,
+    resume: bool,
+) -> None:
+    """Exit code 1 when a recipe failed or lacks its data; claims decide nothing here."""
+    from .recipes import _all
+
+    try:
+        folder = _all.run_all(
+            out=out,
+            quick=quick,
+            seed=seed,
+            device=device,
+            jobs=jobs,
+            resume=resume,
+            console=console,
+        )
+    except KeyboardInterrupt:
+        print(
+            "eadem: interrupted; what is whole stays, and --resume goes on from there",
+            file=sys.stderr,
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    record = json.loads((folder / _all.CLAIMS).read_text(encoding="utf-8"))
+    states = [claim["status"] for claim in record["claims"]]
+    print(", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
+    print(f"report: {folder / _all.INDEX}")
+    if any(study["state"] != "whole" for study in record["recipes"]):
+        raise typer.Exit(1)
 
 
 @app.command()

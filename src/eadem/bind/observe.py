@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,11 +15,14 @@ __all__ = ["observe"]
 
 
 @contextmanager
-def observe(model: nn.Module, callback: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+def observe(
+    model: nn.Module, callback: Callable[[str, Tensor], Tensor], also: Iterable[str] = ()
+) -> Iterator[None]:
     """While active, each read of a tied site goes through `callback(name, value)`.
 
     The callback returns the tensor that the model then uses. Sites are those of every tie,
-    owners included, by the names that `model` gives them. A site that is computed once per
+    owners included, by the names that `model` gives them, and the parameters named in `also`,
+    which no tie need have a say in. A site that is computed once per
     forward and read several times gives one callback for each read.
     """
     sites = Sites(model)
@@ -31,6 +34,9 @@ def observe(model: nn.Module, callback: Callable[[str, Tensor], Tensor]) -> Iter
         for n in (alias, name):
             place = sites.places[n]
             watched.setdefault(place.module, {})[place.attr] = n
+    for n in also:
+        place = sites.places[n]
+        watched.setdefault(place.module, {}).setdefault(place.attr, n)
     before = {m: type(m) for m in watched}
     try:
         for module, names in watched.items():

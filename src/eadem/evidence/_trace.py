@@ -7,14 +7,15 @@ keeps the summands.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from eadem._plan import Plan, make_plan
-from eadem.bind import free_vector, observe, resolved
+from eadem.bind import free_vector, match, observe, resolved
+from eadem.errors import NoSuchSite, nearest
 from eadem.evidence.score import EvidenceError
 from eadem.maps.base import LinearMap, numel
 
@@ -25,13 +26,15 @@ _ITERATIONS = 200
 
 
 @contextmanager
-def trace(model: nn.Module) -> Iterator[Trace]:
+def trace(model: nn.Module, *reused: str) -> Iterator[Trace]:
     """Within the block, keep every tied site's gradient, summed and call by call.
 
     A site is a parameter that a tie has a say in; a call is one reading of it in a forward
-    pass. The forward and the backward pass both belong in the block; several of them add up,
-    as they do in `.grad`. Non-linear maps are linearized at the values on entry. Raises
-    EvidenceError where the model has no ties.
+    pass. `reused` names parameters (or patterns) that are sites too though nothing is tied to
+    them: those of a module that is called several times. The forward and the backward pass
+    both belong in the block; several of them add up, as they do in `.grad`. Non-linear maps
+    are linearized at the values on entry. Raises EvidenceError where the model has no ties
+    and nothing is named, NoSuchSite for a name of no parameter.
 
     >>> import eadem
     >>> model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}).double()
@@ -45,26 +48,42 @@ def trace(model: nn.Module) -> Iterator[Trace]:
     True
     """
     plan = resolved(model)
-    if not plan.groups:
+    named = _named(plan, reused)
+    if not plan.groups and not named:
         raise EvidenceError(
             f"{type(model).__name__} has no ties, so there is nothing to trace; declare them "
-            "with eadem.tie"
+            "with eadem.tie, or name the parameters of a module that is called several times"
         )
     linear = plan if isinstance(plan, LinearMap) else plan.linearize(free_vector(model))
     assert isinstance(linear, Plan)
-    seen = Trace(_tied(linear))
-    with observe(model, seen._read):
+    seen = Trace(_tied(linear, named))
+    with observe(model, seen._read, named):
         yield seen
 
 
-def _tied(plan: Plan) -> Plan:
-    """A plan without the parameters that no tie has a say in."""
-    names = {n for group in plan.groups for n in group}
+def _named(plan: Plan, patterns: Sequence[str]) -> list[str]:
+    """The parameters of these names that no tie has a say in."""
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        names = match(pattern, plan.names)
+        if not names:
+            raise NoSuchSite(
+                f"no parameter is called {pattern!r}; {nearest(pattern, plan.names)}"
+            )
+        found.update(dict.fromkeys(names))
+    tied = {n for group in plan.groups for n in group}
+    return [n for n in found if n not in tied]
+
+
+def _tied(plan: Plan, named: Sequence[str]) -> Plan:
+    """A plan without the parameters that no tie has a say in, but for those named."""
+    groups = (*plan.groups, *((n,) for n in named))
+    names = {n for group in groups for n in group}
     return make_plan(
         {n: s for n, s in plan.shapes.items() if n in names},
         {n: o for n, o in plan.owners.items() if n in names},
         {n: e for n, e in plan.expressions.items() if n in names},
-        plan.groups,
+        groups,
     )
 
 
