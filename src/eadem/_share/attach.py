@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from eadem._share.factors import Made, made
+from eadem._share.factors import Made, factored, made
 from eadem._share.families import Matrix
 from eadem._share.plans import Plan
 from eadem._share.statistics import Moments
@@ -74,11 +74,13 @@ def attach(
     with one_plan(model):
         for i, group in _groups(plan, found):
             entry = plan.entries[i]
-            one = made(model, moments, entry, group, plan.metric)
             if entry.method == "tied":
+                one = made(model, moments, entry, group, plan.metric)
                 _written(model, one)
                 tie(model, one.maps)
             else:
+                one = factored(model, moments, entry, group, plan.metric)
+                assert one.theta is not None
                 thetas.append((tie(model, one.maps, start="empty"), one.theta))
             if said is not None:
                 said(i + 1, len(plan.entries))

@@ -23,10 +23,10 @@ from eadem._share.statistics import Moments, wide
 from eadem.errors import Unsupported
 from eadem.maps.base import Map
 from eadem.maps.factored import Block, Factored
-from eadem.maps.remainder import Factors, LowRank
+from eadem.maps.remainder import LowRank
 from eadem.maps.view import Same, Transpose
 
-__all__ = ["Made", "errors", "made", "metric_of", "spectrum", "together"]
+__all__ = ["Made", "common", "errors", "factored", "made", "metric_of", "spectrum", "together"]
 
 #: Added to a metric's diagonal, as a share of its median.
 DAMPING = 1e-2
@@ -94,12 +94,11 @@ def together(group: Sequence[Matrix]) -> None:
 
 @dataclass(frozen=True)
 class Made:
-    """An entry's maps by site, its θ for each tie, and the values that the sites get."""
+    """An entry's maps by site, the values that the sites get, and for a common basis θ."""
 
     maps: dict[str, Map]
-    theta: Tensor
-    own: dict[str, Tensor]
     values: dict[str, Tensor]
+    theta: Tensor | None = None
 
 
 def made(
@@ -109,20 +108,59 @@ def made(
     group: Sequence[Matrix],
     metric: str = "loss",
 ) -> Made:
-    """The values of one entry for the weights that `model` has."""
+    """The values of one entry for the weights that `model` has, and its maps."""
     if entry.method == "tied":
         return _tied(model, moments, entry, group, metric)
-    together(group)
-    return _factored(model, moments, entry, group, metric)
+    coefficients, basis = common(model, moments, entry, group, metric)
+    values = {}
+    for m, c in zip(group, coefficients, strict=True):
+        w = (c @ basis).T if m.narrow else c @ basis
+        values[m.site] = w.T if m.transposed else w
+    return Made({}, values)
 
 
-def _factored(
+def factored(
     model: nn.Module,
     moments: Moments | None,
     entry: Entry,
     group: Sequence[Matrix],
-    metric: str,
+    metric: str = "loss",
 ) -> Made:
+    """The maps and θ of an entry with a common basis; its pivots by a QR decomposition."""
+    coefficients, basis = common(model, moments, entry, group, metric)
+    rank, d = basis.shape
+    order: Any = qr(basis.numpy(), mode="r", pivoting=True)[1]
+    pivots = torch.from_numpy(order[:rank].astype("int64"))
+    narrow = group[0].narrow
+    whole = Factored(rank, "rows" if narrow else "columns", pivots)
+    left = torch.cat(coefficients)
+    others = torch.ones(d, dtype=torch.bool)
+    others[pivots] = False
+    head = basis[:, pivots]
+    c, t = left @ head, torch.linalg.solve(head, basis[:, others])
+    theta = whole.join(c.T, t.T) if narrow else whole.join(c, t)
+    maps, at = {}, 0
+    for m, own in zip(group, coefficients, strict=True):
+        part: Map = whole
+        if len(group) > 1:
+            part = Block(at, len(left), 1 if narrow else 0) @ whole
+        maps[m.site] = Transpose() @ part if m.transposed else part
+        at += len(own)
+    return Made(maps, {}, theta)
+
+
+def common(
+    model: nn.Module,
+    moments: Moments | None,
+    entry: Entry,
+    group: Sequence[Matrix],
+    metric: str = "loss",
+) -> tuple[list[Tensor], Tensor]:
+    """Each matrix's coefficients (free, r), and the basis (r, d) that all have in common.
+
+    Raises Unsupported where these matrices cannot share one, or not of this rank.
+    """
+    together(group)
     parts = [wide(model, m) for m in group]
     total, d = sum(len(a) for a in parts), parts[0].shape[1]
     rank = entry.rank
@@ -138,7 +176,7 @@ def _factored(
     else:
         root, weighed = _whitened(model, moments, group, metric)
     vectors = torch.linalg.eigh(weighed).eigenvectors.flip(1)[:, :rank]
-    basis = torch.linalg.solve_triangular(root, vectors.T, upper=False, left=False)  # V Lᵀ⁻¹
+    basis = torch.linalg.solve_triangular(root, vectors.T, upper=False, left=False)  # Vᵀ L⁻¹
     pooled = moments is not None and len({m.source for m in group}) > 1
     coefficients = []
     for m, a in zip(group, parts, strict=True):
@@ -147,24 +185,7 @@ def _factored(
             coefficients.append(torch.linalg.solve((basis @ seen).T, (a @ seen).T).T)
         else:
             coefficients.append(a @ (root @ vectors))
-    left = torch.cat(coefficients)
-    order: Any = qr(basis.numpy(), mode="r", pivoting=True)[1]
-    pivots = torch.from_numpy(order[:rank].astype("int64"))
-    narrow, turned = group[0].narrow, group[0].transposed
-    whole = Factored(rank, "rows" if narrow else "columns", pivots)
-    shape = (d, total) if narrow else (total, d)
-    bound = whole.bind(shape)
-    theta = bound.factors(basis.T, left.T) if narrow else bound.factors(left, basis)
-    maps, values, at = {}, {}, 0
-    for m, c in zip(group, coefficients, strict=True):
-        part: Map = whole
-        if len(group) > 1:
-            part = Block(at, total, 1 if narrow else 0) @ whole
-        w = (c @ basis).T if narrow else c @ basis
-        maps[m.site] = Transpose() @ part if turned else part
-        values[m.site] = w.T if turned else w
-        at += len(c)
-    return Made(maps, theta, {}, values)
+    return coefficients, basis
 
 
 def _tied(
@@ -197,7 +218,7 @@ def _tied(
         return w.T if turned else w
 
     maps: dict[str, Map] = {group[0].site: Same()}
-    values, own = {group[0].site: out(shared)}, {}
+    values = {group[0].site: out(shared)}
     for m, a, p in zip(group[1:], parts[1:], weights[1:], strict=True):
         values[m.site] = out(shared)
         maps[m.site] = Same()
@@ -208,10 +229,6 @@ def _tied(
         r = entry.rank
         tail = torch.linalg.solve_triangular(root, v[:r], upper=False, left=False)
         rest = out((u[:, :r] * s[:r]) @ tail)
-        phi = LowRank(r)
-        maps[m.site] = phi
-        factors = phi.remainder(tuple(rest.shape))
-        assert isinstance(factors, Factors)
-        own[m.site] = factors.lift(rest)
+        maps[m.site] = LowRank(r)
         values[m.site] = out(shared) + rest
-    return Made(maps, out(shared), own, values)
+    return Made(maps, values)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from eadem._share.families import Matrix
 from eadem._share.plans import Plan
-from eadem.bind import ties, twin
-from eadem.maps.factored import Factored
+from eadem.bind import twin
 
 __all__ = ["Cost", "cache_bytes", "compared", "cost", "operations", "speeds"]
 
@@ -57,19 +56,19 @@ def operations(found: Sequence[Matrix], plan: Plan) -> tuple[int, int]:
 
 
 def cost(model: nn.Module, found: Sequence[Matrix], plan: Plan) -> Cost:
-    """What a shared model takes; `constants` are bytes of the maps' own (the pivots)."""
+    """What a shared model takes; `constants` are bytes of the maps' own (places of
+    pivots), at most.
+    """
     free, work = operations(found, plan)
     held: dict[int, Tensor] = {}
     for p in (*model.parameters(), *model.buffers()):
         held[p.untyped_storage().data_ptr()] = p
-    constants = 0
-    for t in ties(model):
-        for phi in t.maps[:1]:
-            part: Any = phi
-            while part is not None and not isinstance(part, Factored):
-                part = getattr(part, "inner", None)
-            if part is not None and part.pivots is not None:
-                constants += 8 * part.rank
+    by_site = {m.site: m for m in found}
+    constants = 0  # each site's own: the pivots, the others, and the way back
+    for e in plan.entries:
+        if e.method == "factored":
+            m = by_site[e.sites[0]]
+            constants += 16 * (m.shape[0] if m.narrow else m.shape[1]) * (len(e.sites) + 1)
     total = sum(p.untyped_storage().nbytes() for p in held.values())
     return Cost(free, total, work, constants)
 
