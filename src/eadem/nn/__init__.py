@@ -2,6 +2,7 @@
 
 from .local import LocallyConnected1d as LocallyConnected1d
 from .local import LocallyConnected2d as LocallyConnected2d
+from .periodic import Periodic as Periodic
 from .repeat import Repeat as Repeat
 from .symmetric import GroupPool as GroupPool
 from .symmetric import check_geometry as check_geometry
