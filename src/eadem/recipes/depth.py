@@ -75,9 +75,9 @@ def wide(budget: int) -> int:
 
 def build(name: str) -> nn.Module:
     """One of MODELS."""
-    deep: nn.Module = eadem.twin(classifier(WIDTH, DEPTH))
+    deep: nn.Sequential = eadem.twin(classifier(WIDTH, DEPTH))
     if name == "deep, untied":
-        for each in deep.modules():  # its layers start apart
+        for each in deep[2].modules():  # its layers start apart
             if isinstance(each, nn.Linear):
                 each.reset_parameters()
         return deep
