@@ -80,9 +80,7 @@ bench: venv
 
 studies:
 	@$(call install,studies)
-	@for name in $$($(BIN)/python -c 'from eadem.recipes import recipes; print(*recipes())'); do \
-	  echo "== $$name"; $(BIN)/eadem run "$$name" $(ARGS); \
-	done
+	@$(BIN)/eadem run --all $(ARGS)
 	@for file in studies/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
 docs:

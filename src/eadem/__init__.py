@@ -60,7 +60,9 @@ if _TYPE_CHECKING:
     from .groups import Orbit as Orbit
     from .joint import Joint as Joint
     from .maps import Affine as Affine
+    from .maps import Block as Block
     from .maps import Bounded as Bounded
+    from .maps import Factored as Factored
     from .maps import Fixed as Fixed
     from .maps import Flip as Flip
     from .maps import Function as Function
@@ -96,6 +98,7 @@ _on_import.watch()
 
 # Everything that needs torch is loaded on first use, so that the command line answers at once.
 _HOME = {
+    "_share": ("share",),
     "bind": (
         "Counts",
         "Tie",
@@ -122,7 +125,9 @@ _HOME = {
     ),
     "maps": (
         "Affine",
+        "Block",
         "Bounded",
+        "Factored",
         "Fixed",
         "Flip",
         "Function",

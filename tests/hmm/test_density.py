@@ -11,6 +11,7 @@ import torch
 import eadem
 from eadem.hmm import CategoricalHMM, GaussianHMM, MixtureHMM, PoissonHMM
 from eadem.hmm.density import recursion
+from eadem.hmm.fitting import Member, begin
 
 LENGTHS = [6, 1, 9]
 
@@ -26,11 +27,11 @@ def model(kind: str):
         hmm.lambdas_ = rng.uniform(2, 6, (2, 2))
     elif kind.startswith("mixture"):
         hmm, X = MixtureHMM(2, 2, n_features=2, covariance_type=kind.split()[1]), vectors
-        hmm._begin(hmm._data(X, np.array([0, 16])))
+        begin(hmm, [Member("", hmm, hmm._data(X, np.array([0, 16])))], None)
         hmm.weights_ = rng.dirichlet(np.ones(2), 2)
     else:
         hmm, X = GaussianHMM(2, kind.split()[1], n_features=2), vectors
-        hmm._begin(hmm._data(X, np.array([0, 16])))
+        begin(hmm, [Member("", hmm, hmm._data(X, np.array([0, 16])))], None)
     hmm.startprob_, hmm.transmat_ = rng.dirichlet(np.ones(2)), rng.dirichlet(np.ones(2), 2)
     return hmm, X
 
@@ -155,7 +156,7 @@ def test_the_gradient_reaches_the_optimum_of_gaussians(kind):
         2, kind, n_features=2, covars_prior=0.0, random_state=0, n_iter=500, tol=1e-10
     )
     eadem.tie(one, "covars[0]", "covars[1]")
-    one._begin(one._data(X, np.array([0, 150])))
+    begin(one, [Member("", one, one._data(X, np.array([0, 150])))], None)
     one.init_params = ""
     two = copy.deepcopy(one)
     one.fit(X)

@@ -15,6 +15,7 @@ import eadem
 from eadem.bind import resolved
 from eadem.errors import TieConflict
 from eadem.hmm import CategoricalHMM, GaussianHMM, HMMError, MixtureHMM, PoissonHMM
+from eadem.hmm.fitting import Member, distributions
 from eadem.hmm.mstep import Affine, Simplex
 
 K = 3
@@ -126,7 +127,12 @@ def step(hmm, counts: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Sim
     """The probabilities that one M-step makes of counts."""
     affine = Affine.of(resolved(hmm))
     theta = eadem.bind.free_vector(hmm).numpy().copy()
-    simplex = Simplex(affine, hmm._rows(affine), theta, np.zeros(len(theta), bool))
+    simplex = Simplex(
+        affine,
+        distributions(affine, [Member("", hmm, None)]),
+        theta,
+        np.zeros(len(theta), bool),
+    )
     flat = np.concatenate([counts[n].reshape(-1) for n in affine.where])
     return affine.split(affine.expand(simplex.maximise(flat, theta))), simplex
 
@@ -280,7 +286,12 @@ def test_an_m_step_of_whole_rows_costs_nothing_beside_the_e_step():
     hmm.fit(X)
     affine = Affine.of(resolved(hmm))
     theta = eadem.bind.free_vector(hmm).numpy().copy()
-    simplex = Simplex(affine, hmm._rows(affine), theta, np.zeros(len(theta), bool))
+    simplex = Simplex(
+        affine,
+        distributions(affine, [Member("", hmm, None)]),
+        theta,
+        np.zeros(len(theta), bool),
+    )
     data, values = hmm._data(X[:, None], np.array([0, 20_000])), hmm._values()
     counts = np.ones(affine.phi.shape[0])
 

@@ -24,6 +24,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import distributed_hmm
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -774,6 +775,12 @@ def _pooled_em() -> dict[str, Any]:
         "bits": own.theta.numpy().tobytes().hex(),
         "sent": sent[:-1],  # the last is the gradient at the sites, once
     }
+
+
+case("hmm", distributed_hmm.MODELS)(distributed_hmm.model_case)
+case("hmm-several")(distributed_hmm.several)
+case("hmm-pairs")(distributed_hmm.pairs)
+case("hmm-starts")(distributed_hmm.starts)
 
 
 def _decays(share: Callable[[Tensor], Tensor]) -> tuple[Any, Callable[[Tensor], Tensor]]:

@@ -24,6 +24,7 @@ from eadem._plan.site import Coordinates, Declaration
 from eadem.errors import NoSuchSite, TieConflict, nearest
 from eadem.maps.algebra import blocks
 from eadem.maps.base import LinearMap, Map, Shape, numel
+from eadem.maps.factored import parts_of
 from eadem.maps.index import Index, Indexed, Reshape
 from eadem.maps.view import Same, View, Viewed
 
@@ -121,10 +122,32 @@ def resolve_group(
         for e in d.entries:
             uses[e.site.name] = uses.get(e.site.name, 0) + 1
     ties = [classify(d, local, uses, order, cache) for d in declarations]
+    apart = _taken_apart(ties, uses, ordered)
+    if apart is not None:
+        return apart
     leaves = {b.site.name for t in ties for b in t.leaves}
     classes = Classes({n: s for n, s in local.items() if n not in leaves}, ties)
     work = _Coordinates(classes, ties)
     return work.group(ordered, local)
+
+
+def _taken_apart(
+    ties: Sequence[BoundTie], uses: Mapping[str, int], names: tuple[str, ...]
+) -> Group | None:
+    """One tie whose sites are the parts of a factored matrix, in no other tie: nothing is left
+    to resolve, and no coordinates are kept, which would take more room than the values.
+    """
+    tie, source = ties[0], ties[0].source
+    if len(ties) > 1 or source is None:
+        return None
+    whole = all(b.site.index is None and uses[b.site.name] == 1 for b in tie.index)
+    if not whole or not parts_of(source, [b.phi for b in tie.index]):
+        return None
+    host, outers = names[0], {b.site.name: b.phi for b in tie.index}
+    owner = Owner(source.in_shape, source.out_shape, source, False)
+    return Group(
+        names, {host: owner}, {name: Expression((host,), outers[name]) for name in names}
+    )
 
 
 def _identity(phi: Map) -> bool:

@@ -20,6 +20,7 @@ from torch.nn import Parameter
 from eadem.bind.forward import read
 from eadem.bind.group import LINKS, ORDER, Link, refuse_alone
 from eadem.bind.guard import freeze, refuse_replicas, refuse_script, register
+from eadem.bind.product import multiplies, multiply
 from eadem.bind.split import checked, is_split, place_split, refuse_full, refuse_sharder
 from eadem.bind.written import assign, refuse_swap
 from eadem.errors import TieBroken, Unsupported
@@ -40,15 +41,18 @@ _SWAPS = "torch.nn.utils._named_member_accessor"
 
 
 class Spec(NamedTuple):
-    """One property of a generated class; `view` None: computed through the link."""
+    """One property of a generated class; `view` None: computed through the link. `product`:
+    the module multiplies by the site's factors.
+    """
 
     attr: str
     owner: str | None = None
     view: View | None = None
+    product: bool = False
 
 
 def _getter(spec: Spec, key: str) -> Callable[[nn.Module], Tensor]:
-    attr, owner, view = spec
+    attr, owner, view, _ = spec
     if owner is None or view is None:
 
         def get(self: nn.Module) -> Tensor:
@@ -331,6 +335,8 @@ def _make_class(base: Any, specs: tuple[Spec, ...]) -> Any:
     }
     for spec in specs:
         contents[spec.attr] = property(_getter(spec, OWNER + spec.attr))
+    if any(spec.product for spec in specs):
+        contents["forward"] = multiply
     if issubclass(base, nn.RNNBase):
         contents["_flat_weights"] = property(flat_weights, ignore)
         contents["flatten_parameters"] = ignore
@@ -389,7 +395,7 @@ def class_for(module: nn.Module, links: dict[str, Link]) -> type[nn.Module]:
     base: Any = bare_class(module)
     if not links:
         return base  # type: ignore[no-any-return]
-    return _dressed_class(base, _specs_of(links))  # type: ignore[no-any-return]
+    return _dressed_class(base, _specs_of(links, base))  # type: ignore[no-any-return]
 
 
 def class_with(module: nn.Module, attr: str, link: Link) -> type[nn.Module]:
@@ -397,8 +403,9 @@ def class_with(module: nn.Module, attr: str, link: Link) -> type[nn.Module]:
     return class_for(module, {**module.__dict__.get(LINKS, {}), attr: link})
 
 
-def _specs_of(links: dict[str, Link]) -> tuple[Spec, ...]:
-    return tuple(_spec(a, links[a]) for a in sorted(links))
+def _specs_of(links: dict[str, Link], base: type[nn.Module]) -> tuple[Spec, ...]:
+    found = (_spec(a, links[a]) for a in sorted(links))
+    return tuple(s._replace(product=multiplies(base, s.attr, links[s.attr])) for s in found)
 
 
 def dress(module: nn.Module, links: dict[str, Link]) -> None:
@@ -410,7 +417,7 @@ def dress(module: nn.Module, links: dict[str, Link]) -> None:
     if not links:
         undress(module)
         return
-    for spec in _specs_of(links):
+    for spec in _specs_of(links, base_class(module)):
         if spec.owner is not None:
             contents[OWNER + spec.attr] = links[spec.attr].sources[0][0]
     contents[LINKS] = links

@@ -209,6 +209,7 @@ class Link:
         "added",
         "direct",
         "expression",
+        "factors",
         "group",
         "key",
         "like",
@@ -228,6 +229,8 @@ class Link:
         self.group, self.key, self.expression = group, key, expression
         self.sources, self.shape = sources, shape
         self.like: Tensor | None = None
+        #: (θ, x, bias) ↦ x·Wᵀ + bias, where the site's layer multiplies by factors
+        self.factors: Callable[..., Tensor] | None = None
         self.ready()
 
     def ready(self) -> None:
@@ -335,7 +338,9 @@ class Link:
 
     def __getstate__(self) -> dict[str, Any]:
         state = {
-            k: getattr(self, k) for k in self.__slots__ if k not in ("added", "direct", "same")
+            k: getattr(self, k)
+            for k in self.__slots__
+            if k not in ("added", "direct", "factors", "same")
         }
         held = [m._parameters.get(a) for m, a, _ in self.sources]
         return state | {"dtypes": [None if p is None else p.dtype for p in held]}
@@ -344,6 +349,7 @@ class Link:
         dtypes = state.pop("dtypes")
         for k, v in state.items():
             setattr(self, k, v)
+        self.factors = None
         self.ready()
         if self._constants and dtypes and None not in dtypes:
             # the parameters may not be there yet: their constants are made all the same

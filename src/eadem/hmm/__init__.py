@@ -27,8 +27,9 @@ from .data import HMMError as HMMError
 from .data import NotFitted as NotFitted
 from .discrete import CategoricalHMM as CategoricalHMM
 from .discrete import PoissonHMM as PoissonHMM
+from .fitting import fit as fit
 from .gaussian import GaussianHMM as GaussianHMM
-from .gaussian import MixtureHMM as MixtureHMM
+from .mixture import MixtureHMM as MixtureHMM
 from .monitor import ConvergenceMonitor as ConvergenceMonitor
 from .pair import PairHMM as PairHMM
 from .peer import from_hmmlearn as from_hmmlearn

@@ -6,7 +6,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +15,19 @@ import torch
 from torch import Tensor, nn
 
 import eadem
-from eadem.bind import free_vector, resolved, set_free_vector, trainable
+from eadem.bind import free_vector, resolved, set_free_vector
 from eadem.bind.access import base_class
 from eadem.hmm import expect as e_step
 from eadem.hmm.data import Data, HMMError, NotFitted, observations
 from eadem.hmm.density import log_densities
 from eadem.hmm.expect import Expected, Frames
+from eadem.hmm.fitting import Fitting, Member, begin, centred, normalize, write
 from eadem.hmm.gradient import climb
 from eadem.hmm.monitor import ConvergenceMonitor
-from eadem.hmm.mstep import Affine, Simplex, ascend
+from eadem.hmm.mstep import Affine, ascend
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["HMM"]
 
@@ -35,6 +39,7 @@ Stats = dict[str, Any]
 
 #: How far the sum of a row may be from one.
 ROW_SUM = 1e-6
+_NOTHING = Data(np.zeros((0, 1)), np.zeros(1, np.int64))
 
 
 def site(name: str) -> property:
@@ -149,9 +154,31 @@ class HMM(nn.Module):
             "transmat": np.where(values["transmat"] > 0, np.maximum(trans, 0.0), 0.0),
         }
 
-    def _emissions(self, stats: Stats, affine: Affine, theta: Floats, free: Any) -> Floats:
-        """θ after the M-step of what is not a probability; `free` says which θ may move."""
+    def _emissions(
+        self,
+        models: Sequence[Any],
+        stats: Sequence[Stats],
+        affine: Affine,
+        theta: Floats,
+        free: Any,
+    ) -> Floats:
+        """θ after the M-step of what is not a probability, of models of one kind together,
+        this the first; their sites of one name are one in `affine`. `free` says which θ may
+        move.
+        """
         return theta
+
+    #: Statistics from which a prior is taken off, by the attribute with the prior.
+    _linear: ClassVar[Mapping[str, str]] = {
+        "start": "startprob_prior",
+        "trans": "transmat_prior",
+    }
+
+    def _alike(self, models: Sequence[Any], sites: Mapping[str, Ints]) -> dict[str, Ints]:
+        """Equal numbers where a statistic's entries are only ever used added up, from such
+        numbers of the sites' entries: of models of one kind together, this the first.
+        """
+        return {"start": sites["startprob"], "trans": sites["transmat"]}
 
     def _start_values(self, data: Data, names: Sequence[str]) -> dict[str, Floats]:
         """Values to begin from, for these sites."""
@@ -234,49 +261,16 @@ class HMM(nn.Module):
     def _infer_features(self, name: str, value: Floats) -> None:
         """Learn the number of features from a value that is set."""
 
-    @torch.no_grad()
     def _write(self, values: Mapping[str, Floats]) -> None:
-        """Values at sites; through the ties, the nearest that they allow."""
-        own = self._parameters
-        plan = resolved(self)
-        if not plan.groups:
-            for name, value in values.items():
-                parameter = own[name]
-                assert parameter is not None
-                parameter.copy_(torch.from_numpy(np.ascontiguousarray(value)))
-            return
-        present = {n: torch.from_numpy(np.array(self._value(n))) for n in plan.shapes}
-        present.update(
-            {n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in values.items()}
-        )
-        theta = plan.lift(plan.cat(present))
-        set_free_vector(self, theta)
+        write(self, values)
         self.normalize()
 
-    @torch.no_grad()
     def normalize(self) -> Self:
         """Make every row of probabilities sum to one, under the ties: the most likely
         probabilities were the values counts. Nothing changes where they do.
         """
-        if all(_whole(self._value(n)) for n, k in self.site_constraints.items() if k == "rows"):
-            return self
-        plan = resolved(self)
-        if not isinstance(plan, eadem.LinearMap):
-            return self
-        affine, theta = Affine.of(plan), free_vector(self).double().numpy()
-        values = affine.expand(theta)
-        simplex = Simplex(affine, self._rows(affine), theta, ~trainable(self).numpy())
-        set_free_vector(self, torch.from_numpy(simplex.feasible(values, theta)))
+        normalize(self, [Member("", self, _NOTHING)])
         return self
-
-    def _rows(self, affine: Affine) -> list[Ints]:
-        """The flat coordinates of each distribution."""
-        found = []
-        for name, kind in self.site_constraints.items():
-            if kind == "rows":
-                at, shape = affine.where[name], affine.shapes[name]
-                found += list(np.arange(at.start, at.stop).reshape(-1, shape[-1]))
-        return found
 
     def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
         for name in self.letters:
@@ -427,7 +421,14 @@ class HMM(nn.Module):
 
     # Fitting.
 
-    def fit(self, X: Any, lengths: Sequence[int] | None = None, *, method: str = "em") -> Self:
+    def fit(
+        self,
+        X: Any,
+        lengths: Sequence[int] | None = None,
+        *,
+        method: str = "em",
+        group: ProcessGroup | None = None,
+    ) -> Self:
         """The parameters of greatest likelihood under the ties, from a start.
 
         Args:
@@ -435,11 +436,16 @@ class HMM(nn.Module):
             lengths: of the sequences in `X`.
             method: "em" (Baum et al. 1970), or "gradient": ascent along count over
                 probability within the simplex, which also takes non-linear ties of moments.
+            group: processes that the data are spread over, each of which calls `fit` with its
+                own sequences and gets the one fit to them all. Statistics are pooled to the
+                free values, then summed. What is drawn is drawn by the first process, from
+                its sequences.
 
         Sites in `init_params`, and those never set, are drawn first; only those in `params` are
         fitted. With `n_init` above one the best of several drawn starts is kept.
         `monitor_.history` has the log-likelihood before every step. Raises HMMError for
-        observations that the model cannot have.
+        observations that the model cannot have, SolverError where processes start from
+        different values.
         """
         if method not in ("em", "gradient"):
             raise HMMError(f"method={method!r} is not known; use 'em' or 'gradient'")
@@ -453,15 +459,16 @@ class HMM(nn.Module):
                     name,
                     letter,
                 )
+        members = centred([Member("", self, data)], group)
         best: tuple[float, Tensor, Any] | None = None
         rng = random(self.random_state) if self.n_init > 1 else None
         kept = self.random_state
         for _ in range(max(1, self.n_init)):
             if rng is not None:
                 self.random_state = int(rng.randint(2**31 - 1))
-            self._begin(data)
             try:
-                reached = self._fit(data, method)
+                begin(self, members, group)
+                reached = self._fit(members, method, group)
             finally:
                 self.random_state = kept
             if best is None or reached > best[0]:
@@ -472,54 +479,15 @@ class HMM(nn.Module):
             self.monitor_.iter = len(best[2])
         return self
 
-    def _begin(self, data: Data) -> None:
-        wanted = [
-            n for n, c in self.letters.items() if c in self.init_params or n not in self._known
-        ]
-        if wanted:
-            self._write(self._start_values(data, wanted))
-        self._known.update(self.letters)
-        self.normalize()
-        self._values()
-
-    def _fit(self, data: Data, method: str) -> float:
+    def _fit(self, members: list[Member], method: str, group: ProcessGroup | None) -> float:
         if type(self.monitor_) is ConvergenceMonitor:
             vars(self.monitor_).update(tol=self.tol, n_iter=self.n_iter, verbose=self.verbose)
         self.monitor_._reset()
         if self.verbose:
             print("the first call compiles the recursions, once", file=sys.stderr)
         if method == "gradient":
-            return climb(self, data)
-        affine = Affine.of(resolved(self))
-        theta = free_vector(self).double().numpy().copy()
-        fixed = self._fixed(affine)
-        simplex = Simplex(affine, self._rows(affine), theta, fixed)
-        reached = -np.inf
-        try:
-            for _ in range(self.n_iter):
-                values = affine.split(affine.expand(theta))
-                stats = self._expected(data, values)
-                reached = stats["log_likelihood"]
-                if not np.isfinite(reached):
-                    raise HMMError(
-                        "a sequence has likelihood zero under the values that the fit started "
-                        "from or came to: some observation, or move, is impossible in it"
-                    )
-                theta = self._m_step(stats, affine, simplex, theta, values, fixed)
-                self.monitor_.report(reached)
-                if self.monitor_.converged:
-                    break
-        finally:
-            set_free_vector(self, torch.from_numpy(theta))
-        return float(reached)
-
-    def _fixed(self, affine: Affine) -> npt.NDArray[np.bool_]:
-        """Free values that are frozen, or that a site outside `params` uses."""
-        fixed: npt.NDArray[np.bool_] = ~trainable(self).numpy()
-        for name, letter in self.letters.items():
-            if letter not in self.params:
-                fixed[affine.columns(name)] = True
-        return fixed
+            return climb(self, members[0].data, group)
+        return Fitting(self, members, group).run(self.monitor_)
 
     def _expected(self, data: Data, values: Mapping[str, Floats]) -> Stats:
         """Statistics of all sequences together."""
@@ -534,23 +502,7 @@ class HMM(nn.Module):
             "log_likelihood": float(found.log_likelihood.sum()),
         }
 
-    def _m_step(
-        self,
-        stats: Stats,
-        affine: Affine,
-        simplex: Simplex,
-        theta: Floats,
-        values: Mapping[str, Floats],
-        fixed: npt.NDArray[np.bool_],
-    ) -> Floats:
-        counts = np.zeros(affine.phi.shape[0])
-        for name, found in self._counts(stats, values).items():
-            counts[affine.where[name]] = found.reshape(-1)
-        return self._emissions(stats, affine, simplex.maximise(counts, theta), ~fixed)
-
-    def _score(
-        self, stats: Stats, affine: Affine, name: str, theta: Floats, free: Any, of: Any
-    ) -> Floats:
+    def _score(self, affine: Affine, name: str, theta: Floats, free: Any, of: Any) -> Floats:
         """Scoring steps on one emission site, for ties without a closed form."""
         columns = affine.columns(name)
         moving = columns[free[columns]]
@@ -578,11 +530,6 @@ class HMM(nn.Module):
         for name, key in (("startprob", "start"), ("transmat", "trans")):
             found[name] = over(stats[key], values[name])
         return found
-
-
-def _whole(p: Floats) -> bool:
-    """Whether every row is probabilities that sum to one."""
-    return bool((np.abs(p.sum(-1) - 1) < 1e-12).all() and (p >= 0).all())
 
 
 def over(counts: Floats, p: Floats) -> Floats:

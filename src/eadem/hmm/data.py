@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,20 @@ class Data:
     def frames(self) -> int:
         """The number of frames."""
         return int(self.bounds[-1])
+
+    def present(self) -> Floats:
+        """How many observations each feature has, (features,)."""
+        if self.seen is None:
+            return np.full(self.rows.shape[1], float(len(self.rows)))
+        found: Floats = self.seen.sum(0).astype(np.float64)
+        return found
+
+    def about(self, centre: Floats) -> Data:
+        """The same observations about another centre."""
+        rows = self.rows + (self.centre - centre)
+        if self.seen is not None:
+            rows = np.where(self.seen, rows, 0.0)
+        return replace(self, rows=rows, centre=centre)
 
 
 def observations(X: Any, lengths: Sequence[int] | None = None) -> tuple[npt.NDArray[Any], Ints]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,6 +43,7 @@ class CategoricalHMM(HMM):
 
     letters: ClassVar[Mapping[str, str]] = {**HMM.letters, "emissionprob": "e"}
     site_constraints: Mapping[str, str] = {**HMM.site_constraints, "emissionprob": "rows"}
+    _linear: ClassVar[Mapping[str, str]] = {**HMM._linear, "obs": "emissionprob_prior"}
     emissionprob_prior: Any
     emissionprob_ = site("emissionprob")
 
@@ -131,6 +132,9 @@ class CategoricalHMM(HMM):
     def _counts(self, stats: Stats, values: Mapping[str, Floats]) -> dict[str, Floats]:
         obs = np.maximum(stats["obs"] + np.asarray(self.emissionprob_prior) - 1.0, 0.0)
         return {**super()._counts(stats, values), "emissionprob": obs}
+
+    def _alike(self, models: Sequence[Any], sites: Mapping[str, Ints]) -> dict[str, Ints]:
+        return {**super()._alike(models, sites), "obs": sites["emissionprob"]}
 
     def _start_values(self, data: Data, names: Any) -> dict[str, Floats]:
         found = super()._start_values(data, names)
@@ -259,10 +263,20 @@ class PoissonHMM(HMM):
         curve = (stats["n"] / rates).reshape(-1)
         return {"lambdas": sp.diags_array(curve)}
 
-    def _emissions(self, stats: Stats, affine: Affine, theta: Floats, free: Any) -> Floats:
-        shape = np.broadcast_to(np.asarray(self.lambdas_prior, float), stats["obs"].shape)
-        top = (shape + stats["obs"]).reshape(-1)
-        low = (np.asarray(self.lambdas_weight) + stats["n"]).reshape(-1)
+    def _alike(self, models: Sequence[Any], sites: Mapping[str, Ints]) -> dict[str, Ints]:
+        return {**super()._alike(models, sites), "obs": sites["lambdas"], "n": sites["lambdas"]}
+
+    def _emissions(
+        self,
+        models: Sequence[PoissonHMM],
+        stats: Sequence[Stats],
+        affine: Affine,
+        theta: Floats,
+        free: Any,
+    ) -> Floats:
+        given = list(zip(models, stats, strict=True))
+        top = np.concatenate([np.ravel(m.lambdas_prior + s["obs"]) for m, s in given])
+        low = np.concatenate([np.ravel(m.lambdas_weight + s["n"]) for m, s in given])
         part = affine.phi[affine.where["lambdas"]]
         if affine.single("lambdas") and (part.data > 0).all():
             live, size = np.flatnonzero(np.diff(part.indptr) == 1), len(theta)
@@ -280,7 +294,7 @@ class PoissonHMM(HMM):
             value = float(top @ np.log(rates) - low @ rates)
             return value, top / rates - low, sp.diags_array(top / rates**2 + 1e-300)
 
-        return self._score(stats, affine, "lambdas", theta, free, objective)
+        return self._score(affine, "lambdas", theta, free, objective)
 
     def _start_values(self, data: Data, names: Any) -> dict[str, Floats]:
         found = super()._start_values(data, names)

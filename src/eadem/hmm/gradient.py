@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,16 +12,21 @@ import scipy.linalg
 import scipy.sparse as sp
 import torch
 
-from eadem._plan import PlanArrays
+from eadem._plan import Plan, PlanArrays
 from eadem.bind import free_vector, resolved, set_free_vector, trainable
 from eadem.hmm.data import Data, HMMError
+from eadem.hmm.mstep import Affine
+from eadem.maps.base import LinearMap, numel
 
 if TYPE_CHECKING:
-    from eadem.hmm.base import HMM
+    from torch.distributed import ProcessGroup
+
+    from eadem.hmm.base import HMM, Stats
 
 __all__ = ["climb"]
 
 Floats = npt.NDArray[np.float64]
+Expect = Callable[[Mapping[str, Floats]], "tuple[float, Stats]"]
 #: A probability loses at most this share of itself in a step.
 SHARE = 0.99
 #: A quasi-Newton step that the simplex cuts to less than this share is not taken.
@@ -32,7 +38,7 @@ MEMORY = 12
 class _Point:
     """The likelihood at θ, with its gradient at the sites and what it curves like."""
 
-    def __init__(self, model: HMM, data: Data, arrays: PlanArrays, theta: Floats) -> None:
+    def __init__(self, model: HMM, expected: Expect, arrays: PlanArrays, theta: Floats) -> None:
         self.theta = theta
         self.sites = arrays.expand(torch.from_numpy(theta)).numpy()
         plan = arrays.plan
@@ -41,8 +47,7 @@ class _Point:
         for name, kind in model.site_constraints.items():
             if kind == "rows" and (values[name] < 0).any():
                 raise HMMError(f"{name} has negative values")
-        stats = model._expected(data, values)
-        self.value = float(stats["log_likelihood"])
+        self.value, stats = expected(values)
         slopes = model._gradient(stats, values)
         curves = dict(model._curvature(stats, values))
         for name, kind in model.site_constraints.items():
@@ -55,7 +60,7 @@ class _Point:
         self.curve: Any = sp.block_diag([curves[n] for n in plan.shapes], format="csr")
 
 
-def climb(model: HMM, data: Data) -> float:
+def climb(model: HMM, data: Data, group: ProcessGroup | None = None) -> float:
     """Raise the log-likelihood by quasi-Newton steps (L-BFGS) on θ, in the metric of the
     complete data's information; every step gains and leaves probabilities positive.
 
@@ -71,7 +76,8 @@ def climb(model: HMM, data: Data) -> float:
             free[_jacobian(arrays, theta)[plan.slices[name]].indices] = False
     moving = np.flatnonzero(free)
     probabilities = _probabilities(model, arrays)
-    here = _Point(model, data, arrays, theta)
+    expected = _pooling(model, data, plan, group)
+    here = _Point(model, expected, arrays, theta)
     if not np.isfinite(here.value):
         raise HMMError(
             "a sequence has likelihood zero under the values that the fit starts from"
@@ -94,7 +100,7 @@ def climb(model: HMM, data: Data) -> float:
             for direction, least in tried:
                 found = _search(
                     model,
-                    data,
+                    expected,
                     arrays,
                     here,
                     moving,
@@ -118,6 +124,21 @@ def climb(model: HMM, data: Data) -> float:
     finally:
         set_free_vector(model, torch.from_numpy(here.theta))
     return here.value
+
+
+def _pooling(model: HMM, data: Data, plan: Plan, group: ProcessGroup | None) -> Expect:
+    """Statistics at the sites' values, of all processes' data."""
+    from eadem.hmm.fitting import Member, Sums
+
+    linear = isinstance(plan, LinearMap)
+    alike = Affine.of(plan).alike() if linear else np.arange(numel(plan.out_shape))
+    sums = Sums.of([Member("", model, data)], dict(plan.slices), alike, group)
+
+    def expected(values: Mapping[str, Floats]) -> tuple[float, Stats]:
+        value, stats = sums.together([model._expected(data, values)])
+        return value, stats[0]
+
+    return expected
 
 
 def _jacobian(arrays: PlanArrays, theta: Floats) -> Any:
@@ -178,7 +199,7 @@ def _direction(inner: Floats, slope: Floats, past: deque[tuple[Floats, Floats]])
 
 def _search(
     model: HMM,
-    data: Data,
+    expected: Expect,
     arrays: PlanArrays,
     here: _Point,
     moving: npt.NDArray[np.int64],
@@ -204,7 +225,7 @@ def _search(
         theta = here.theta.copy()
         theta[moving] += length * step
         try:
-            found = _Point(model, data, arrays, theta)
+            found = _Point(model, expected, arrays, theta)
         except (HMMError, np.linalg.LinAlgError, scipy.linalg.LinAlgError, FloatingPointError):
             found = None
         if found is not None and found.value > here.value + 1e-4 * length * slope:

@@ -10,7 +10,7 @@ rows that differ elsewhere, scaled or affine entries) is a small concave problem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,33 @@ class Affine:
         phi = sp.csr_matrix((values, (rows, columns)), shape=size)
         phi.eliminate_zeros()
         return Affine(phi, plan.expand(free).numpy(), dict(plan.slices), dict(plan.shapes))
+
+    def joined(self, sites: Mapping[str, Sequence[str]]) -> Affine:
+        """Several sites as one of another name, after each other along their first axis; flat
+        where they differ in the others.
+        """
+        parts, where, shapes, low = [], {}, {}, 0
+        for name, members in sites.items():
+            own = [np.arange(self.where[m].start, self.where[m].stop) for m in members]
+            given = [self.shapes[m] for m in members]
+            parts += own
+            size = sum(map(len, own))
+            where[name], low = slice(low, low + size), low + size
+            alike = len({shape[1:] for shape in given}) == 1
+            first = sum(shape[0] for shape in given)
+            shapes[name] = (first, *given[0][1:]) if alike else (size,)
+        order = np.concatenate(parts)
+        return Affine(self.phi[order], self.shift[order], where, shapes)
+
+    def alike(self) -> Ints:
+        """Equal numbers for sites that show one value, whatever θ is: one row of [φ | b]."""
+        phi = self.phi.sorted_indices()
+        kinds: dict[tuple[bytes, bytes, float], int] = {}
+        found = np.empty(phi.shape[0], dtype=np.int64)
+        for i, (low, high) in enumerate(zip(phi.indptr[:-1], phi.indptr[1:], strict=True)):
+            row = phi.indices[low:high].tobytes(), phi.data[low:high].tobytes()
+            found[i] = kinds.setdefault((*row, float(self.shift[i])), len(kinds))
+        return found
 
     def expand(self, theta: Floats) -> Floats:
         """All sites, flat."""

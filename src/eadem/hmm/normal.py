@@ -85,6 +85,11 @@ class Normal:
     kind: str
     of: Ints
 
+    @property
+    def count(self) -> int:
+        """The number of covariances."""
+        return int(self.of.max()) + 1
+
     def variances(self, covars: Floats, features: int) -> Floats:
         """(C, F), of the kinds without correlations."""
         if self.kind == "spherical":

@@ -6,7 +6,7 @@ import importlib.resources
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,10 @@ from eadem.hmm.pair_density import log_densities
 from eadem.hmm.pair_mstep import MStep
 from eadem.maps import Gather
 from eadem.solvers import SolverError
+from eadem.solvers._reduce import agreed, pooled
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["Monitor", "PairHMM"]
 
@@ -200,12 +204,15 @@ class PairHMM(nn.Module):
         tol: float = 1e-6,
         band: int | None = None,
         verbose: bool = False,
+        group: ProcessGroup | None = None,
     ) -> Self:
         """Baum–Welch under the model's ties: expected counts, pooled, then maximised over.
 
         Stops where a step gains less than `tol` times the number of pairs. `monitor_` holds
-        every step. Raises SolverError where a pair is impossible, or the model's values are no
-        probabilities.
+        every step. With `group`, the pairs are spread over its processes: each calls `fit`
+        with its own and from the same values, and gets the one fit to all; pooled counts are
+        what travels. Raises SolverError where a pair is impossible, the model's values are no
+        probabilities, or processes start from different ones.
         """
         data = self.pairs(pairs, band)
         if not len(data):
@@ -213,13 +220,15 @@ class PairHMM(nn.Module):
         with torch.no_grad():
             plan = MStep(self)
             self._model()
+            agreed(torch.from_numpy(plan.theta), group)
+            number = float(pooled(torch.tensor([float(len(data))]), group))
             monitor = self.monitor_ = Monitor(message=f"stopped after {n_iter} steps")
-            reached, counts = self._expect(plan.values(), plan, data)
+            reached, counts = self._expect(plan, data, group)
             monitor.history.append(reached)
             for _ in range(n_iter):
                 before = plan.theta
                 plan.theta = plan.step(counts)
-                found, counts = self._expect(plan.values(), plan, data)
+                found, counts = self._expect(plan, data, group)
                 if not found > reached:
                     plan.theta = before
                     self._fallen(reached, found)
@@ -230,7 +239,7 @@ class PairHMM(nn.Module):
                 if verbose:
                     line = f"{monitor.iter:>6d} {reached:>18.8f} {gain:>+14.8f}"
                     print(line, file=sys.stderr)
-                if gain < tol * len(data):
+                if gain < tol * number:
                     monitor.converged, monitor.message = (
                         True,
                         f"the last step gained {gain:.1e}",
@@ -247,8 +256,27 @@ class PairHMM(nn.Module):
                 "is at, or next to, a probability of zero; start from positive ones"
             )
 
-    def _expect(self, values: Floats, plan: MStep, data: run.Pairs) -> tuple[float, Floats]:
-        """Log-likelihood, and counts of the sites and of what they leave over."""
+    def _expect(
+        self, plan: MStep, data: run.Pairs, group: ProcessGroup | None
+    ) -> tuple[float, Floats]:
+        """Log-likelihood, and counts of the sites and of what they leave over, of the pairs
+        of all processes.
+        """
+        each, counts = self._counts(plan.values(), plan, data)
+        worst = int(each.argmin())
+        total, counts = plan.together(float(each.sum()), counts, group)
+        if not np.isfinite(total):
+            which = (
+                f"pair {worst}" if not np.isfinite(each[worst]) else "another process's pair"
+            )
+            raise SolverError(
+                f"{which} has a likelihood of zero under the model; let it be possible: no "
+                "letter or move that it needs may have probability zero"
+            )
+        return total, counts
+
+    def _counts(self, values: Floats, plan: MStep, data: run.Pairs) -> tuple[Floats, Floats]:
+        """Each pair's log-likelihood, and counts of these pairs."""
         e, sites = self._membership.numpy(), plan.slices
         a, codes = len(self.alphabet), len(self.alphabet.codes)
         match = values[sites["match"]].reshape(a, a)
@@ -260,12 +288,6 @@ class PairHMM(nn.Module):
         parts = [e @ match @ e.T, e @ inserts[0], e @ inserts[1], np.array(moves)]
         model = run.Model(*parts)
         each, flat = run.expected(model, data, self._threads())
-        worst = int(each.argmin())
-        if not np.isfinite(each[worst]):
-            raise SolverError(
-                f"pair {worst} has a likelihood of {each[worst]} under the model; let it be "
-                "possible: no letter or move that it needs may have probability zero"
-            )
         found = run.Model.of(flat, codes)
         counts = np.zeros(len(values))
 
@@ -286,7 +308,7 @@ class PairHMM(nn.Module):
         counts[sites["gap_open"]], counts[sites["gap_extend"]] = (mx, my), (xx, yy)
         counts[sites["end"]] = ended
         counts[-3:] = mm, xm, ym
-        return float(each.sum()), counts
+        return each, counts
 
     def align(
         self,

@@ -12,6 +12,7 @@ times in a distribution. Any other piece goes to `eadem.solvers.em.m_step`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,11 @@ from eadem.errors import Unsupported
 from eadem.maps.base import LinearMap
 from eadem.maps.dense import Dense
 from eadem.solvers import SolverError, m_step
+from eadem.solvers._reduce import pooled
 from eadem.solvers.em import COUNT_FLOOR
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["DISTRIBUTIONS", "LEFT", "MStep"]
 
@@ -112,6 +117,22 @@ class MStep:
             sums[row, self.slices[name]] = 1.0
         self._check(sums @ (phi @ self.theta + shift))
         self.pieces = self._split(sums, trainable(model).numpy())
+
+    def together(
+        self, value: float, counts: Floats, group: ProcessGroup | None
+    ) -> tuple[float, Floats]:
+        """The sums of a value and of counts over processes. Counts of sites that show one
+        value travel as one, and come back at the first of these sites.
+        """
+        if group is None:
+            return value, counts
+        rows = np.column_stack([self.phi, self.shift])
+        first, kind = np.unique(rows, axis=0, return_index=True, return_inverse=True)[1:]
+        sent = np.concatenate([[value], np.bincount(kind.reshape(-1), counts)])
+        total = pooled(torch.from_numpy(sent), group).numpy()
+        found = np.zeros(len(counts))
+        found[first] = total[1:]
+        return float(total[0]), found
 
     def _left(self) -> Floats:
         found = np.zeros((len(LEFT), int(np.prod(self.plan.out_shape))))

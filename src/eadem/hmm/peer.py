@@ -9,7 +9,8 @@ import numpy as np
 from eadem.hmm.base import HMM
 from eadem.hmm.data import HMMError
 from eadem.hmm.discrete import CategoricalHMM, PoissonHMM
-from eadem.hmm.gaussian import GaussianHMM, MixtureHMM
+from eadem.hmm.gaussian import GaussianHMM
+from eadem.hmm.mixture import MixtureHMM
 
 __all__ = ["from_hmmlearn"]
 

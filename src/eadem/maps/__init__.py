@@ -2,6 +2,8 @@
 
 from .base import LinearMap as LinearMap
 from .base import Map as Map
+from .factored import Block as Block
+from .factored import Factored as Factored
 from .nonlinear import Bounded as Bounded
 from .nonlinear import Function as Function
 from .nonlinear import Positive as Positive

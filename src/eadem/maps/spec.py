@@ -28,6 +28,7 @@ from eadem.maps import (
     algebra,
     base,
     dense,
+    factored,
     index,
     nonlinear,
     remainder,
@@ -39,7 +40,18 @@ from eadem.maps.base import Map
 
 __all__ = ["from_spec", "importable", "to_spec"]
 
-_ROOMS = (algebra, base, dense, index, nonlinear, remainder, simplex, structured, view)
+_ROOMS = (
+    algebra,
+    base,
+    dense,
+    factored,
+    index,
+    nonlinear,
+    remainder,
+    simplex,
+    structured,
+    view,
+)
 _OWN = tuple(room.__name__ for room in _ROOMS)
 #: The room whose maps are Eadem's own too, though it lies above this one.
 _GROUPS = "eadem.groups."

@@ -95,10 +95,15 @@ def run(
             title=known[name],
             console=console or Console(quiet=True),
         )
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         with _seeded(seed, device), _packages(name):
             _module(name).run(context)
-        context.write_metrics({"seconds": round(time.perf_counter() - start, 2)})
+        context.write_metrics(
+            {
+                "seconds": round(time.perf_counter() - start, 2),
+                "cpu_seconds": round(time.process_time() - processor, 2),
+            }
+        )
     return target
 
 
