@@ -8,6 +8,7 @@ from typing import Any as _Any
 
 from .local import LocallyConnected1d as LocallyConnected1d
 from .local import LocallyConnected2d as LocallyConnected2d
+from .periodic import Periodic as Periodic
 from .repeat import Repeat as Repeat
 from .sharing import share_layers as share_layers
 from .symmetric import GroupPool as GroupPool

@@ -94,7 +94,10 @@ def report(folder: Path) -> None:
         facts=[
             (order, "order of convergence of the output"),
             (numbers.significant(-slopes["gradient"]), "of the gradient"),
-            (numbers.ratio(kept["plain"][-1], kept["adjoint"][-1]), "memory at depth 256"),
+            (
+                numbers.ratio(kept["plain"][-1], kept["adjoint"][-1]),
+                "less kept by the adjoint, L = 256",
+            ),
         ],
         sections=[
             claims(metrics),

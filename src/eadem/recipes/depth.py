@@ -75,24 +75,24 @@ def wide(budget: int) -> int:
 
 def build(name: str) -> nn.Module:
     """One of MODELS."""
-    deep = eadem.twin(classifier(WIDTH, DEPTH))
+    deep: nn.Sequential = eadem.twin(classifier(WIDTH, DEPTH))
     if name == "deep, untied":
-        for each in deep[2].blocks:  # its layers start apart
-            each[0].reset_parameters()
+        for each in deep[2].modules():  # its layers start apart
+            if isinstance(each, nn.Linear):
+                each.reset_parameters()
         return deep
-    return classifier(wide(eadem.counts(deep).free) if name == "wide, tied" else WIDTH, DEPTH)
+    width = wide(eadem.counts(deep).free) if name == "wide, tied" else WIDTH
+    return classifier(width, DEPTH)
 
 
 def equal_to_stock(depth: int) -> dict[str, float]:
     """Largest relative differences of tied layers from `nn.RNN` without input, float64."""
-    net = Repeat(layer(12).double(), depth)
+    linear = nn.Linear(12, 12).double()
+    net = Repeat(nn.Sequential(linear, nn.Tanh()), depth)
     rnn = nn.RNN(1, 12, batch_first=True).double()
-    linear = net.blocks[0][0]
-    with torch.no_grad():
-        rnn.weight_ih_l0.zero_()
-        rnn.bias_ih_l0.zero_()
-        rnn.weight_hh_l0.copy_(linear.weight)
-        rnn.bias_hh_l0.copy_(linear.bias)
+    given = {"weight_ih": torch.zeros(12, 1), "bias_ih": torch.zeros(12)}
+    given |= {"weight_hh": linear.weight, "bias_hh": linear.bias}
+    rnn.load_state_dict({f"{name}_l0": value for name, value in given.items()})
     x = torch.randn(6, 12, dtype=torch.float64)
     with eadem.trace(net) as seen:
         out = net(x)
@@ -100,10 +100,13 @@ def equal_to_stock(depth: int) -> dict[str, float]:
     state = rnn(x.new_zeros(6, depth, 1), x.unsqueeze(0))[1][0]
     state.square().sum().backward()
     total = torch.stack([seen.sites[f"blocks.{i}.0.weight"] for i in range(depth)]).sum(0)
+    gradient, stock = linear.weight.grad, rnn.get_parameter("weight_hh_l0").grad
+    assert gradient is not None
+    assert stock is not None
     return {
         "outputs": _off(out, state),
-        "gradients": _off(linear.weight.grad, rnn.weight_hh_l0.grad),
-        "sum": _off(total, linear.weight.grad),
+        "gradients": _off(gradient, stock),
+        "sum": _off(total, gradient),
     }
 
 
