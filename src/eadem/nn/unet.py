@@ -22,7 +22,8 @@ class _Down(nn.Module):
         self.second = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x).relu()).relu()
+        found: Tensor = self.second(self.first(x).relu()).relu()
+        return found
 
 
 class _Up(nn.Module):
