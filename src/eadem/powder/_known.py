@@ -6,6 +6,7 @@ small it is. A `Kernel` is one operation, and all directions go through it at on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -20,17 +21,22 @@ Array = NDArray[Any]
 class Kernel(Protocol):
     """A function of w (k,) and of constants, all float64 or int64 arrays.
 
-    What is not finite, or has no value, is to be NaN.
+    `value(w, *constants)` has any shape; `push(v, w, *constants)` are the derivatives at w along
+    v (t, k), t values; `pull(u, w, *constants)` its transpose: u as t values, flat (t, …), gives
+    (t, k). What is not finite, or has no value, is to be NaN.
     """
 
-    def value(self, w: Array, *constants: Array) -> Array:
-        """The value, of any shape."""
+    @property
+    def value(self) -> Callable[..., Array]:
+        """The value."""
 
-    def push(self, v: Array, w: Array, *constants: Array) -> Array:
-        """The derivatives at w along v (t, k): t values."""
+    @property
+    def push(self) -> Callable[..., Array]:
+        """The derivatives along directions."""
 
-    def pull(self, u: Array, w: Array, *constants: Array) -> Array:
-        """The transpose of `push`: u as t values, flat (t, …), gives (t, k)."""
+    @property
+    def pull(self) -> Callable[..., Array]:
+        """The transpose of `push`."""
 
 
 def known(kernel: Kernel, w: Tensor, *constants: Tensor) -> Tensor:
