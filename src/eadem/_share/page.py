@@ -13,6 +13,13 @@ from eadem.report import bars, heat, numbers, page
 
 __all__ = ["write_page"]
 
+#: What a bar is called, where the method's name is too long for it.
+_SHORT = {
+    "bases within and across layers": "bases across layers",
+    "layers tied, low-rank remainder": "layers tied",
+    "keys and values of neighbours tied": "keys, values tied",
+}
+
 
 def _title(found: Shared) -> str:
     return f"{type(found.model).__name__} at {numbers.percent(found.free / found.full)}"
@@ -74,7 +81,10 @@ def write_page(found: Shared, path: Path) -> None:
     if found.methods:
         drawn = [
             bars.Bar(
-                m.plan.name, [max(m.choose - least, 0.0)], f"{m.choose:.4f}", style=int(i > 0)
+                _SHORT.get(m.plan.name, m.plan.name),
+                [max(m.choose - least, 0.0)],
+                f"{m.choose:.4f}",
+                style=int(i > 0),
             )
             for i, m in enumerate(found.methods)
         ]
@@ -87,7 +97,7 @@ def write_page(found: Shared, path: Path) -> None:
             "What each way of sharing costs",
             "Every method with the same number of weights, measured on text that no statistics "
             "were taken from; the first counts two full factors, as it is published. The best "
-            "of the others was taken.",
+            "of the others was taken. Bars start at the least loss.",
             methods,
         ),
         page.Section(
