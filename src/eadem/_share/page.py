@@ -9,9 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from eadem._share.run import MOST, Shared
-from eadem.report import chart, heat, numbers, page
+from eadem.report import bars, heat, numbers, page
 
 __all__ = ["write_page"]
+
+#: What a bar is called, where the method's name is too long for it.
+_SHORT = {
+    "bases within and across layers": "bases across layers",
+    "layers tied, low-rank remainder": "layers tied",
+    "keys and values of neighbours tied": "keys, values tied",
+}
 
 
 def _title(found: Shared) -> str:
@@ -42,7 +49,10 @@ def _ties(found: Shared) -> list[list[str]]:
         group = [by_site[s] for s in e.sites]
         layers = ", ".join(str(x) for x in sorted({m.layer for m in group}))
         kinds = ", ".join(dict.fromkeys(m.kind for m in group))
-        full = min(sum(m.size for m in group) // max(group[0].shape), max(group[0].shape))
+        side = group[0].shape[0] if group[0].narrow else group[0].shape[1]
+        full = min(side, sum(m.size for m in group) // side)
+        if e.method == "tied":
+            full = min(group[0].shape)
         rows.append([kinds, layers, e.method, str(e.rank), str(full)])
     return rows
 
@@ -57,10 +67,6 @@ def _spreads(found: Shared, costs: Mapping[str, tuple[float, float]]) -> list[li
 def write_page(found: Shared, path: Path) -> None:
     """Write the page. Raises MissingPackage without jinja2."""
     rows = [[m.plan.name, numbers.count(m.free), f"{m.choose:.4f}"] for m in found.methods]
-    series = [
-        chart.Series(m.plan.name, [m.free / found.full], [m.choose], style=i)
-        for i, m in enumerate(found.methods)
-    ]
     facts = [
         (numbers.percent(found.free / found.full), "of the blocks' weights"),
         (f"{found.original:.4f}", f"{found.quantity}, original"),
@@ -71,15 +77,19 @@ def write_page(found: Shared, path: Path) -> None:
     if found.recovered is not None:
         facts.append((f"{found.recovered:.4f}", "after recovery"))
     methods: list[str] = []
-    if series:
-        drawn = chart.Chart(
-            "Loss on the text for choosing, by what is kept",
-            "share of the weights",
-            found.quantity,
-            series,
-            percent_y=False,
-        )
-        methods = [chart.chart(drawn)]
+    least = min((m.choose for m in found.methods), default=0.0)
+    if found.methods:
+        drawn = [
+            bars.Bar(
+                _SHORT.get(m.plan.name, m.plan.name),
+                [max(m.choose - least, 0.0)],
+                f"{m.choose:.4f}",
+                style=int(i > 0),
+            )
+            for i, m in enumerate(found.methods)
+        ]
+        label = f"{found.quantity} above the least of them ({least:.4f})"
+        methods = [bars.bars(bars.Bars(label, "", [bars.Group("", drawn)]))]
     methods.append(page.table(["method", "weights", "loss"], rows, numeric=(1, 2)))
     sections = [
         page.Section(
@@ -87,7 +97,7 @@ def write_page(found: Shared, path: Path) -> None:
             "What each way of sharing costs",
             "Every method with the same number of weights, measured on text that no statistics "
             "were taken from; the first counts two full factors, as it is published. The best "
-            "of the others was taken.",
+            "of the others was taken. Bars start at the least loss.",
             methods,
         ),
         page.Section(
@@ -96,7 +106,7 @@ def write_page(found: Shared, path: Path) -> None:
             "For each kind of matrix, how much the directions that matter to one layer's loss "
             "are those of another's: the cosine between their weighed second moments. Layers "
             "that are alike share a basis at little cost.",
-            _alike(found),
+            [page.row(*_alike(found))],
         ),
         page.Section(
             "ties",
