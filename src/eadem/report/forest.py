@@ -162,7 +162,7 @@ def _pvalues(
         y = top + line * (i + 0.5)
         out.append(
             f'<text class="tick" x="{left - 10:g}" y="{y + 4:.1f}" text-anchor="end">'
-            f"{escape(name)}</text>"
+            f"{escape(_cut(name, int((left - 10) / 7)))}</text>"
         )
         for j, p in enumerate(found):
             if p is None or not math.isfinite(p):
@@ -181,6 +181,15 @@ def _pvalues(
         f'<svg class="{kind}" viewBox="0 0 {width:g} {base + 40:g}" role="group" '
         f'aria-label="{escape(label, quote=True)}">{"".join(out)}</svg>'
     )
+
+
+def _cut(name: str, most: int) -> str:
+    """A name's end where it is too long: what sites of one model differ in.
+
+    >>> _cut("decoder.0.weight", 10), _cut("weight", 10)
+    ('….0.weight', 'weight')
+    """
+    return name if len(name) <= most else "…" + name[1 - most :]
 
 
 def _shape(style: int, x: float, y: float) -> str:

@@ -44,7 +44,8 @@ def logo(counts: NDArray[np.float64], letters: str, caption: str, label: str = "
     title = escape(label or caption)
     return (
         f'<figure class="logo"><svg viewBox="0 0 {width:g} {_HEIGHT + _FOOT + 10:g}" '
-        f'style="max-width:{1.6 * width:.0f}px;width:100%" role="img" '
+        f'style="max-width:{1.6 * width:.0f}px;min-width:{0.9 * width:.0f}px;width:100%" '
+        'role="img" '
         f'aria-label="{title}: {read}">{"".join(parts)}</svg>'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
