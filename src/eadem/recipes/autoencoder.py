@@ -10,8 +10,8 @@ parameters are not, that is the point. The loss is the squared error of a pixel.
 The second part is a theorem (Kunin, Bloom, Goeva & Seed, ICML 2019): at every critical point of
 a *linear* autoencoder with an L2 penalty on its weights, the decoder is the transpose of the
 encoder, although nothing ties them. An untied 100–6–100 linear model (digits shrunk to 10×10,
-quick 6×6; float64) is trained by Adam and then taken to its least by `least_squares`, with and without
-the penalty, and `suggest_ties` looks at what came out.
+quick 6×6; float64) is trained by Adam and then taken to its least by `least_squares`, with and
+without the penalty, and `suggest_ties` looks at what came out.
 
 Claim C08; 3 repeats, each with its own digits and start. The evidence of the tie is Chen and
 Qin's mean test on the gradients of the decoder's weights at the tied fit, on the training
