@@ -21,9 +21,9 @@ Array = NDArray[Any]
 class Kernel(Protocol):
     """A function of w (k,) and of constants, all float64 or int64 arrays.
 
-    `value(w, *constants)` has any shape; `push(v, w, *constants)` are the derivatives at w along
-    v (t, k), t values; `pull(u, w, *constants)` its transpose: u as t values, flat (t, …), gives
-    (t, k). What is not finite, or has no value, is to be NaN.
+    `value(w, *constants)` has any shape. `push(v, w, *constants)` are the derivatives at w
+    along v (t, k), t values; `pull(u, w, *constants)` its transpose: u as t values, flat
+    (t, …), gives (t, k). What is not finite, or has no value, is to be NaN.
     """
 
     @property
