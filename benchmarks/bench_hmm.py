@@ -5,7 +5,8 @@ sequences under one model; hmmlearn is called at its own method for that, with
 `implementation="scaling"`, its faster one. EM: two iterations of `fit`, with hmmlearn's
 "scaling" and with its default, "log". Gaussian: two features, diagonal covariances. Both see
 the same data and start, and end at the same log-likelihood (checked). hmmlearn has one thread;
-Eadem one, and two, which takes two idle cores.
+Eadem one, and two, which takes two idle cores. One sequence of 100,000 frames, too, which two
+threads take from both ends.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from eadem.hmm import from_hmmlearn
 from timing import Row, paired, row
 
 SEQUENCES, FRAMES = 100, 1000
+LONG = (1, 100_000)
 #: Eadem's share of hmmlearn's time that is promised, by number of states, for 1 and 2 threads.
 E_STEP = {4: (1 / 5, 1 / 8), 16: (1 / 7, 1 / 14), 64: (1 / 13, 1 / 30)}
 
@@ -45,10 +47,12 @@ def models(kind: str, states: int, implementation: str = "scaling") -> tuple[Any
     return theirs, from_hmmlearn(theirs), X
 
 
-def e_step(kind: str, states: int) -> tuple[Callable[[], float], Callable[[], float]]:
+def e_step(
+    kind: str, states: int, size: tuple[int, int] = (SEQUENCES, FRAMES)
+) -> tuple[Callable[[], float], Callable[[], float]]:
     """An E-step of each; both return the log-likelihood."""
     theirs, ours, X = models(kind, states)
-    lengths = np.full(SEQUENCES, FRAMES)
+    lengths = np.full(*size)
     data = ours._data(X, np.concatenate([[0], lengths.cumsum()]))
     values = ours._values()
     return (
@@ -98,6 +102,13 @@ def rows() -> list[Row]:
                     name = f"E-step, {kind}, {states} states, {threads} {many}"
                     rounds, pairs = (3, 2) if states < 64 else (3, 1)
                     found.append(compared(name, peer, pair, limit, rounds, pairs))
+        for states in E_STEP:
+            pair = e_step("categorical", states, LONG)
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                many = "thread" if threads == 1 else "threads"
+                name = f"E-step, categorical, {states} states, 1 × 100,000, {threads} {many}"
+                found.append(compared(name, peer, pair, None, 3, 1))
         torch.set_num_threads(1)
         for kind in ("categorical", "gaussian"):
             pair = fits(kind, 16, "scaling")

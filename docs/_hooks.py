@@ -65,7 +65,7 @@ def _claims() -> str:
     lines = ["| | statement | measured in |", "|---|---|---|"]
     for key, statement in _statements().items():
         links = [f"[{_title(p)}]({p.name})" for p, ids in pages.items() if key in ids]
-        lines.append(f"| {key} | {statement} | {', '.join(links) or 'no study yet'} |")
+        lines.append(f"| {key} | {statement} | {', '.join(links) or 'no page yet'} |")
     return "\n".join(lines)
 
 

@@ -98,6 +98,7 @@ _on_import.watch()
 
 # Everything that needs torch is loaded on first use, so that the command line answers at once.
 _HOME = {
+    "_share": ("share",),
     "bind": (
         "Counts",
         "Tie",

@@ -1,4 +1,4 @@
-"""The command line: `eadem list`, `data`, `run`, `summary`, `report`, `fit`, `align`.
+"""The command line: `eadem list`, `data`, `run`, `summary`, `report`, `fit`, `align`, `share`.
 
 What goes wrong is one line on stderr and exit code 2; Ctrl-C is exit code 130. torch is
 imported only by the commands that need it, so `eadem --help` answers at once.
@@ -328,6 +328,76 @@ def align(
     except OSError as error:
         raise EademError(f"{out} cannot be written: {error.strerror or error}") from error
     print(f"alignments: {out}")
+
+
+@app.command()
+def share(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="A folder of transformers', or a .gguf file."),
+    ],
+    calibrate: Annotated[Path, typer.Option(help="Text like what the model will read.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results.")],
+    keep: Annotated[
+        float, typer.Option(help="Share of the blocks' weights that is left.")
+    ] = 0.8,
+    plan: Annotated[
+        Path | None, typer.Option(help="A plan.toml, instead of --keep; see the guide.")
+    ] = None,
+    test: Annotated[
+        Path | None,
+        typer.Option(help="Text to test on.", show_default="the end of --calibrate"),
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="A checkpoint of the stock class too.")
+    ] = False,
+    windows: Annotated[int, typer.Option(min=4, help="Windows of text to read.")] = 48,
+    length: Annotated[
+        int | None, typer.Option(min=4, help="Tokens in a window.", show_default="256")
+    ] = None,
+    reach: Annotated[
+        int, typer.Option(min=1, help="Neighbouring layers that may share a basis.")
+    ] = 2,
+    recover: Annotated[int, typer.Option(min=0, help="Steps of distillation.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Where all randomness starts.")] = 0,
+) -> None:
+    """Tie the matrices of a pretrained transformer so that fewer weights are left.
+
+    Results are written to <out>.partial and take their name only when they are whole; an
+    interrupted recovery goes on where it was.
+    """
+    from ._share.command import Asked, share_files
+    from ._share.files import METRICS
+    from .recipes._run import output_folder
+
+    asked = Asked(
+        model, calibrate, keep, plan, test, plain, windows, length, reach, recover, seed
+    )
+    command = shlex.join(["eadem", *sys.argv[1:]])
+    state = out.expanduser().resolve().with_name(out.name + ".recovery")
+    screen = Console(stderr=True)
+    with (
+        output_folder(out, command, METRICS) as folder,
+        Progress(console=screen, transient=True, disable=not screen.is_terminal) as bar,
+    ):
+        bars: dict[str, Any] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = bar.add_task(what)
+            bar.update(bars[what], completed=done, total=total)
+
+        found = share_files(asked, folder, state, print, progress)
+    table = Table("", "weights", found.quantity, box=None, padding=(0, 2, 0, 0))
+    table.add_row("original", f"{found.full:,}", f"{found.original:.4f}")
+    table.add_row("shared", f"{found.free:,}", f"{found.test:.4f}")
+    if found.recovered is not None:
+        table.add_row("recovered", f"{found.free:,}", f"{found.recovered:.4f}")
+    if found.baseline is not None:
+        count = f"{found.methods[0].free:,}"
+        table.add_row("per-layer whitened SVD", count, f"{found.baseline:.4f}")
+    Console().print(table)
+    print(f"report: {out.expanduser().resolve() / 'report.html'}")
 
 
 def _show_checkpoint(path: Path) -> None:

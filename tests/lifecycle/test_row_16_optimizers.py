@@ -129,6 +129,35 @@ def test_one_theta_in_two_optimizers_is_refused(system: System) -> None:
         eadem.check_optimizers(model, *both)
 
 
+def embedding_and_classifier() -> nn.Module:
+    model = nn.ModuleDict({"embed": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
+    eadem.tie(model, "head.weight", to="embed.weight")
+    return model
+
+
+def test_two_rules_for_two_names_of_one_value_are_refused_with_both_names() -> None:
+    model = embedding_and_classifier()
+    one, other = torch.optim.AdamW([model.embed.weight]), torch.optim.SGD([model.head.weight])
+    said = "'embed.weight' is stepped twice.*one value with 'head.weight', which a tie makes it"
+    with pytest.raises(eadem.TieBroken, match=said):
+        eadem.check_optimizers(model, one, other)
+
+
+def test_a_rule_for_a_module_that_a_tie_left_nothing_is_refused() -> None:
+    model = embedding_and_classifier()
+    groups = [
+        {"params": model.embed.parameters(), "weight_decay": 0.0},
+        {"params": model.head.parameters(), "weight_decay": 0.1},
+    ]
+    optimizer = torch.optim.AdamW(groups)
+    said = "group 1 of optimizer 0 is empty.*head.weight is held by embed.weight"
+    with pytest.raises(eadem.TieBroken, match=said):
+        eadem.check_optimizers(model, optimizer)
+    eadem.untie(model)
+    empty = {"params": [], "weight_decay": 0.1}
+    eadem.check_optimizers(model, torch.optim.AdamW([{"params": model.parameters()}, empty]))
+
+
 def test_free_values_in_no_optimizer_are_refused(system: System) -> None:
     model = system.tied()
     owner = next(n for n, count in system.owned.items() if count)

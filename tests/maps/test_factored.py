@@ -94,6 +94,8 @@ def test_sites_of_several_sizes_share_one_factor():
     assert next(n for n, _ in model.named_parameters()) == "q.weight"
     assert t.theta.shape == (4 * (12 + 6 - 4),)
     assert eadem.counts(model).free == 4 * 14 + 12
+    assert "q.weight" in str(eadem.summary(model))
+    assert "Factored" in str(eadem.explain(model, "k.weight"))
     assert max(t.residual.values()) > 0.01
 
 

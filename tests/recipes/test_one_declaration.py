@@ -6,12 +6,11 @@ import json
 import pytest
 import torch
 
-import eadem
-from eadem.bind import free_vector, resolved
-from eadem.recipes import one_declaration as recipe
+from eadem.recipes import _one_declaration_data as data
 from eadem.recipes import render, run
 
 pytest.importorskip("mlxtend")
+pytest.importorskip("numba")
 
 
 @pytest.fixture(scope="module")
@@ -58,28 +57,28 @@ def test_the_page_is_whole_and_can_be_drawn_again(folder):
     assert (folder / "report.html").read_text() == page
 
 
-def test_the_forward_recursion_and_its_counts_against_all_paths():
-    torch.manual_seed(0)
-    hmm = recipe.CategoricalHMM(recipe.START, recipe.MOVE, recipe.EMIT)
-    plan = resolved(hmm)
+def test_relaxing_the_wrong_tie_gives_back_what_it_took(metrics):
+    square = metrics["models"]["network"]["relaxed"]
+    assert square["relaxed"] < square["wrong"]
+    assert metrics["models"]["least-squares fit"]["relaxed"] is None
+
+
+def test_the_hidden_markov_model_against_all_paths():
+    hmm = data.near_the_truth(0)
     for length in (1, 2, 5, 6):
-        symbols = recipe.sample(1, length, torch.Generator().manual_seed(length))
-        density = recipe.at_sites(hmm, recipe.likelihood, symbols)
-        total, counts = recipe.expected_counts(density)(plan.expand(free_vector(hmm)))
-        sites = {n: p.detach() for n, p in hmm.named_parameters()}
-        expected, by_path = recipe.over_all_paths(sites, symbols[0])
-        assert total == pytest.approx(expected, rel=1e-12)
-        torch.testing.assert_close(counts, by_path, rtol=1e-10, atol=1e-12)
+        (symbols,) = data.sequences(1, length, torch.Generator().manual_seed(length))
+        assert data.off_all_paths(hmm, symbols) < 1e-10
+    hmm.transmat_ = data.MOVE.roll(1, 0).numpy()
+    total, _ = data.over_all_paths(hmm, symbols)
+    before, _ = data.over_all_paths(data.near_the_truth(0), symbols)
+    assert abs(total - before) > 1e-3
 
 
-def test_the_ties_of_the_hidden_markov_model_hold_with_its_rows():
-    hmm = recipe.probabilities(
-        0, ("emissionprob[0]", "emissionprob[2]"), ("transmat[0, 1]", "transmat[1, 2]")
-    )
-    move = hmm.transmat.detach()
-    torch.testing.assert_close(move.sum(1), torch.ones(4, dtype=torch.float64))
-    torch.testing.assert_close(hmm.emissionprob[0], hmm.emissionprob[2])
-    assert float(move[0, 1] - move[1, 2]) == pytest.approx(0, abs=1e-14)
-    assert bool((move[recipe.MOVE == 0] == 0).all())
-    # 3 + (12 − 4 impossible − 1 tied) + (12 − 3 tied)
-    assert eadem.counts(hmm).free == 3 + 7 + 9
+def test_a_curve_is_what_its_data_were_drawn_from():
+    """At the truth the residuals are the errors, of variance 1."""
+    x, y = data.drawn_curves(4000, torch.Generator().manual_seed(0))
+    for i in range(3):
+        curve = data.Curve(x, y[i], i)
+        for name, values in data.TRUTH.items():
+            curve.get_parameter(name).data.fill_(values[i])
+        assert float(curve.residual().detach().square().mean()) == pytest.approx(1, abs=0.1)

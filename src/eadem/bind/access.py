@@ -20,7 +20,7 @@ from torch.nn import Parameter
 from eadem.bind.forward import read
 from eadem.bind.group import LINKS, ORDER, Link, refuse_alone
 from eadem.bind.guard import freeze, refuse_replicas, refuse_script, register
-from eadem.bind.product import multiplies, multiply
+from eadem.bind.product import multiplies, multiply, prepare
 from eadem.bind.split import checked, is_split, place_split, refuse_full, refuse_sharder
 from eadem.bind.written import assign, refuse_swap
 from eadem.errors import TieBroken, Unsupported
@@ -418,6 +418,8 @@ def dress(module: nn.Module, links: dict[str, Link]) -> None:
         undress(module)
         return
     for spec in _specs_of(links, base_class(module)):
+        if spec.product:
+            prepare(base_class(module), links[spec.attr])
         if spec.owner is not None:
             contents[OWNER + spec.attr] = links[spec.attr].sources[0][0]
     contents[LINKS] = links

@@ -222,7 +222,8 @@ def check_optimizers(model: nn.Module, *optimizers: torch.optim.Optimizer) -> No
     Found are: parameters that a tie made dead or resized, values read at a site where a
     parameter is wanted, parameters of the model that two optimizers step, tied free values
     that are stepped under different rules (in two optimizers, or in groups with different
-    options), and tied free values that want gradients but are in none of them.
+    options), tied free values that want gradients but are in none of them, and groups that
+    are empty where a tie left a module without a parameter to give.
 
     >>> model = nn.Linear(2, 2)
     >>> check_optimizers(model, torch.optim.SGD(model.parameters(), lr=0.1))
@@ -237,11 +238,12 @@ def check_optimizers(model: nn.Module, *optimizers: torch.optim.Optimizer) -> No
                 k, at = where[p]
                 raise TieBroken(
                     f"{names[p]!r} is stepped twice: by group {at} of optimizer {k} and group "
-                    f"{j} of optimizer {i}. Leave it in one"
+                    f"{j} of optimizer {i}. {_also(sites, names[p])}Leave it in one"
                 )
             where[p] = (i, j)
     if not optimizers:
         return
+    _refuse_empty(sites, optimizers)
     for group in sites.groups:
         owners = [(sites.name(group.places[k]), p) for k, p in group.owner_parameters()]
         wanted = [n for n, p in owners if p.requires_grad]
@@ -251,3 +253,45 @@ def check_optimizers(model: nn.Module, *optimizers: torch.optim.Optimizer) -> No
                 "add it, or freeze it with requires_grad_(False)"
             )
         _unsplit(group, owners, optimizers, where)
+
+
+def _also(sites: Sites, name: str) -> str:
+    """What else is the value that a parameter holds, as a sentence, or nothing."""
+    for group in sites.groups:
+        named = {sites.name(group.places[k]): k for k in group.resolved.owners}
+        if name in named:
+            known = group.resolved.expressions.items()
+            read = [sites.name(group.places[k]) for k, e in known if named[name] in e.owners]
+            others = [repr(n) for n in read if n != name]
+            if others:
+                shown = ", ".join(others[:4]) + (" …" if len(others) > 4 else "")
+                return f"It is one value with {shown}, which a tie makes it, and has one rule. "
+    return ""
+
+
+def _refuse_empty(sites: Sites, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Raise TieBroken for a group without parameters where a tie took all that a module had."""
+    where = [
+        (i, j)
+        for i, optimizer in enumerate(optimizers)
+        for j, options in enumerate(optimizer.param_groups)
+        if not options["params"]
+    ]
+    taken = [
+        f"{sites.name(group.places[k])} is held by "
+        + (
+            ", ".join(sites.name(group.places[o]) for o in e.owners)
+            or "nothing: it is constant"
+        )
+        for group in sites.groups
+        for k, e in group.resolved.expressions.items()
+        if next(group.places[k].module.parameters(), None) is None
+    ]
+    if where and taken:
+        i, j = where[0]
+        raise TieBroken(
+            f"group {j} of optimizer {i} is empty, so its rule reaches nothing. A tie left "
+            f"some modules no parameter to give: {'; '.join(taken[:4])}"
+            f"{' …' if len(taken) > 4 else ''}. One value follows one rule; leave the group "
+            "out"
+        )

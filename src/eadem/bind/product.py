@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from eadem.bind.group import LINKS, Link
 from eadem.maps.factored import product
 
-__all__ = ["multiplies", "multiply"]
+__all__ = ["multiplies", "multiply", "prepare"]
 
 #: GPT-2's layer, whose weight is (in, out), by name: transformers need not be there.
 _TRANSPOSED = ("transformers.pytorch_utils", "Conv1D")
@@ -35,6 +35,11 @@ def multiplies(base: type[nn.Module], attr: str, link: Link) -> bool:
     return attr == "weight" and _found(base, link) is not None
 
 
+def prepare(base: type[nn.Module], link: Link) -> None:
+    """Have the product at hand before anything is traced."""
+    link.factors = _found(base, link)
+
+
 def multiply(self: Any, x: Tensor) -> Tensor:
     """The layer's forward, by the factors. Where θ is no plain parameter (parts of it, or what
     functional_call gave in a transform), by the weight itself.
@@ -43,11 +48,10 @@ def multiply(self: Any, x: Tensor) -> Tensor:
     base = type(self)._eadem_class[0]
     module, attr, owner = link.sources[0]
     theta = module._parameters.get(attr)
-    by = link.factors
-    if by is None:
-        by = link.factors = _found(base, link)
+    if link.factors is None:  # it has been pickled
+        prepare(base, link)
     if type(theta) is not Parameter or theta.shape != owner.shape:
         whole: Tensor = base.forward(self, x)
         return whole
-    value: Tensor = by(theta, x, self.bias)
+    value: Tensor = link.factors(theta, x, self.bias)  # type: ignore[misc]
     return value

@@ -31,10 +31,10 @@ def trace(model: nn.Module, *reused: str) -> Iterator[Trace]:
 
     A site is a parameter that a tie has a say in; a call is one reading of it in a forward
     pass. `reused` names parameters (or patterns) that are sites too though nothing is tied to
-    them: those of a module that is called several times. The forward and the backward pass both belong in the block; several of them add up,
-    as they do in `.grad`. Non-linear maps are linearized at the values on entry. Raises
-    EvidenceError where the model has no ties and nothing is named, NoSuchSite for a name of
-    no parameter.
+    them: those of a module that is called several times. The forward and the backward pass
+    both belong in the block; several of them add up, as they do in `.grad`. Non-linear maps
+    are linearized at the values on entry. Raises EvidenceError where the model has no ties
+    and nothing is named, NoSuchSite for a name of no parameter.
 
     >>> import eadem
     >>> model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}).double()

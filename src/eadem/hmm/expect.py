@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from eadem.hmm import kernels
+from eadem.hmm import halves, kernels
 
 __all__ = ["Expected", "Frames", "decode", "expect", "log_likelihood"]
 
@@ -27,6 +27,8 @@ IN_STEP = 12
 WIDTH = 8
 #: Frames whose densities are computed at once.
 BLOCK = 2**12
+#: Frames of one sequence from which two threads take it from both ends.
+LONG = 2**12
 #: Numbers of α that one thread keeps: 16 MB.
 KEPT = 2**21
 
@@ -217,15 +219,19 @@ def expect(
             return
         begun, moved = np.zeros(K), np.zeros((K, K))
         stat = np.zeros_like(frames.table) if frames.shared else frames.table
-        _recursion(
-            frames,
-            which=which,
-            start=start,
-            move=move,
-            chunk=chunk,
-            into=(begun, moved, stat),
-            found=found,
-        )
+        if threads > 1 and len(easy) == 1 and LONG <= lengths[easy[0]] <= 4 * KEPT // K:
+            i = easy[0]
+            found[i] = _from_both_ends(frames, i, start, move, (begun, moved, stat))
+        else:
+            _recursion(
+                frames,
+                which=which,
+                start=start,
+                move=move,
+                chunk=chunk,
+                into=(begun, moved, stat),
+                found=found,
+            )
         with lock:
             firsts[0] += begun
             moves[0] += moved
@@ -270,6 +276,52 @@ def expect(
     if each:
         return Expected(found, firsts, moves, total)
     return Expected(found, firsts[0], moves[0], total)
+
+
+def _from_both_ends(
+    frames: Frames, i: int, start: Floats, move: Floats, into: tuple[Floats, Floats, Floats]
+) -> float:
+    """One sequence's log-likelihood less its shifts, and counts, on two threads; NaN, with
+    nothing counted, where the scaled recursion cannot.
+    """
+    K, dims, own = len(start), _dims(len(start)), not frames.shared
+    x = frames.x[frames.bounds[i] : frames.bounds[i + 1]]
+    m = len(x) // 2
+    head, tail, table = x[:m], x[m:], frames.table
+    alpha, scale = np.zeros((m + 1, K)), np.empty(m)
+    later, beta = np.empty((len(tail), K)), np.empty(K)
+    begun, moved = np.zeros(K), np.zeros((2, K, K))
+    stats = [table, table] if own else [np.zeros_like(table), np.zeros_like(table)]
+    piece = max(1, kernels.PRODUCT // (K * K))
+    found = np.zeros(4)
+
+    def outward() -> None:
+        found[0] = halves.outward(head, table, start, move, dims, alpha, scale)
+
+    def tails() -> None:
+        found[1] = halves.tails(tail, table, move, dims, later, beta)
+
+    def onward() -> None:
+        before = alpha[m].copy()
+        found[2] = halves.onward(
+            tail, table, move, dims, piece, before, later, moved[0], stats[0], own
+        )
+
+    def homeward() -> None:
+        found[3] = halves.homeward(
+            head, table, move, dims, piece, alpha, scale, beta, begun, moved[1], stats[1], own
+        )
+
+    _at_once([outward, tails])
+    if not np.isnan(found).any():
+        _at_once([onward, homeward])
+    if np.isnan(found).any():
+        return float("nan")
+    into[0][:] += begun
+    into[1][:] += moved.sum(0)
+    if not own:
+        into[2][:] += stats[0] + stats[1]
+    return float(found[0] + found[2])
 
 
 def _recursion(

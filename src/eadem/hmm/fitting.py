@@ -253,8 +253,8 @@ class Fitting:
         self.fixed = self._fixed()
         rows = distributions(self.affine, members)
         self.simplex = Simplex(self.affine, rows, self.theta, self.fixed)
-        #: The same with the sites of one name next to each other: those of the model, if one.
-        self.joined = self._joined() if len(self.members) > 1 else self.affine
+        #: The same with the models' sites of one name next to each other, under that name.
+        self.joined = self._joined() if any(m.prefix for m in members) else self.affine
         alike = self.joined.alike() if group is not None else np.zeros(0, np.int64)
         self.sums = Sums.of(self.members, self.joined.where, alike, group)
 

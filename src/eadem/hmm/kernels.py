@@ -37,6 +37,9 @@ __all__ = [
 FLUSHED = 1e-250
 #: Sequences that `abreast` takes at a time.
 LANES = 4
+#: Multiplications of one matrix product. BLAS takes threads of its own for larger ones, under
+#: one lock, so that two threads of ours would wait for each other.
+PRODUCT = 2**18
 #: A frame whose z is smaller is left to the recursion in logarithms.
 COLLAPSED = 1e-140
 
@@ -168,9 +171,10 @@ def scaled(  # type: ignore[no-untyped-def]
             _betas(
                 x[s:e], table, move_t, dims, p == 0, alpha, scale, beta, v, begun, stat, replace
             )
-            after = 1 if p == 0 else 0
-            if e - s > after:
-                moved += np.dot(alpha[after : e - s].T, v[after : e - s])
+            piece = max(1, PRODUCT // (K * K))
+            for a in range(1 if p == 0 else 0, e - s, piece):
+                b = min(a + piece, e - s)
+                moved += np.dot(alpha[a:b].T, v[a:b])
 
 
 @_fast
@@ -201,7 +205,8 @@ def lockstep(  # type: ignore[no-untyped-def]
     K = start.shape[0]
     move_t = np.ascontiguousarray(move.T)
     T = bounds[which[0] + 1] - bounds[which[0]]
-    alphas, vs = np.empty(T * width * K), np.empty(T * width * K)
+    piece = max(1, PRODUCT // (K * K * width))  # frames of v that are kept
+    alphas, vs = np.empty(T * width * K), np.empty(piece * width * K)
     scale = np.empty((T, width))
     u, beta = np.empty((width, K)), np.empty((width, K))
     product = np.empty(width)
@@ -210,7 +215,7 @@ def lockstep(  # type: ignore[no-untyped-def]
         ids = which[lead : lead + S]
         T = bounds[ids[0] + 1] - bounds[ids[0]]
         alpha = alphas[: T * S * K].reshape((T, S, K))
-        v = vs[: T * S * K].reshape((T, S, K))
+        v = vs[: piece * S * K].reshape((piece, S, K))
         for s in range(S):
             found[ids[s]] = 0.0
             product[s] = 1.0
@@ -251,12 +256,13 @@ def lockstep(  # type: ignore[no-untyped-def]
         for t in range(T - 1, -1, -1):
             while live < S and bounds[ids[live]] + t < bounds[ids[live] + 1]:
                 live += 1
+            at = (t + piece - 1) % piece
             for s in range(live):
                 row = x[bounds[ids[s]] + t]
                 r = scale[t, s]
                 for j in range(K):
                     c = table[row, j] * beta[s, j] * r
-                    v[t, s, j] = c if c > FLUSHED else 0.0
+                    v[at, s, j] = c if c > FLUSHED else 0.0
                 if replace:
                     for j in range(K):
                         stat[row, j] = alpha[t, s, j] * beta[s, j]
@@ -266,13 +272,13 @@ def lockstep(  # type: ignore[no-untyped-def]
                 if t == 0:
                     for j in range(K):
                         begun[j] += alpha[t, s, j] * beta[s, j]
-            v[t, live:] = 0.0
+            v[at, live:] = 0.0
             if t > 0:
-                np.dot(v[t, :live], move_t, beta[:live])
-        if T > 1:
-            rows = (T - 1) * S
-            earlier = alpha[: T - 1].reshape((rows, K))
-            moved += np.dot(earlier.T, v[1:].reshape((rows, K)))
+                np.dot(v[at, :live], move_t, beta[:live])
+                if at == 0:
+                    n = min(piece, T - t)
+                    earlier = alpha[t - 1 : t - 1 + n].reshape((n * S, K))
+                    moved += np.dot(earlier.T, v[:n].reshape((n * S, K)))
 
 
 @_fast

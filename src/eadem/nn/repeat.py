@@ -89,13 +89,14 @@ class Repeat(nn.Module):
             y: Tensor = self.blocks[i % len(self.blocks)](x)
             if y.shape != x.shape:
                 raise ShapeError(
-                    f"Repeat: its block made {tuple(y.shape)} of {tuple(x.shape)}; a block that "
-                    "is applied again gives back the shape it is given"
+                    f"Repeat: its block made {tuple(y.shape)} of {tuple(x.shape)}; a block "
+                    "that is applied again gives back the shape it is given"
                 )
             x = y if self.step is None else x + self.step * y
         return x
 
     def extra_repr(self) -> str:
+        """What is printed besides the blocks."""
         more = {"step": self.step, "checkpoint": self.checkpoint}
         given = [f"{k}={v!r}" for k, v in more.items() if v is not None]
         return ", ".join([f"depth={self.depth}", *given])

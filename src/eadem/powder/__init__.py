@@ -21,6 +21,16 @@ patterns have in common is tied by the user.
 15
 """
 
+try:
+    import numba as _numba
+except ImportError as _error:
+    from eadem.errors import MissingPackage as _MissingPackage
+
+    raise _MissingPackage(
+        "eadem.powder needs the package 'numba', which is not installed: "
+        'pip install "eadem[powder]"'
+    ) from _error
+
 from .data import Data as Data
 from .data import read_counters as read_counters
 from .data import read_csv as read_csv
@@ -36,3 +46,5 @@ from .phase import Phase as Phase
 from .profile import peaks as peaks
 from .reflections import reflections as reflections
 from .symmetry import SpaceGroup as SpaceGroup
+
+del _numba

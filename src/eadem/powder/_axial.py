@@ -1,4 +1,4 @@
-"""The asymmetry that axial divergence gives to peaks."""
+"""Peaks as seen through slits."""
 
 from __future__ import annotations
 
@@ -8,20 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["sub_peaks", "two_sided"]
-
-
-def two_sided(position: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-    """What F_a and F_b are multiplied by for peaks at 2θ (n,), from P₁ to P₄: −(P₁/tan θ +
-    P₃/tan 2θ), and −(P₂/tan θ + P₄/tan 2θ) (Bérar & Baldinozzi, J. Appl. Cryst. 26, 128,
-    1993). Both functions are odd: the sign is that of x − position, where FullProf's formula
-    has position − x.
-    """
-    double = position * (math.pi / 180)
-    single = double / 2
-    by_single, by_double = -1 / torch.tan(single), -torch.cos(double) / torch.sin(double)
-    odd = coefficients[0] * by_single + coefficients[2] * by_double
-    return odd, coefficients[1] * by_single + coefficients[3] * by_double
+__all__ = ["sub_peaks"]
 
 
 def sub_peaks(position: Tensor, divergence: Tensor, nodes: int) -> tuple[Tensor, Tensor]:

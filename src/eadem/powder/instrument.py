@@ -22,14 +22,11 @@ from torch import Tensor, nn
 from eadem.bind import ties
 from eadem.bind.names import Sites
 from eadem.errors import ShapeError, Unsupported
+from eadem.powder._known import known
+from eadem.powder._lines import Lines
 
 __all__ = ["Instrument", "Peaks", "free", "freeze"]
 
-#: sin θ up to which a reflection counts as reached (2θ = 177.7°), and where one is kept that
-#: is not: without strength, and not as wide as at the end, where it would cost time.
-REACHED, ELSEWHERE = 0.9998, 0.5
-#: The smallest Γ_G², in degrees²: widths of a thousandth of a degree.
-NARROWEST = 1e-6
 #: Parameters of one value each.
 SCALARS = ("zero", "displacement", "transparency", "u", "v", "w", "x", "y")
 
@@ -167,23 +164,12 @@ class Instrument(nn.Module):
 
         `strain` and `size`: what a phase adds to `x` and to `y`.
         """
-        sine = 0.5 * self.wavelength.unsqueeze(1) * inverse_d2.sqrt()
-        reached = sine < REACHED
-        sine = torch.where(reached, sine, ELSEWHERE)
-        cosine = torch.sqrt(1 - sine * sine)
-        tangent = sine / cosine
-        sine2, cosine2 = 2 * sine * cosine, 1 - 2 * sine * sine
-        shifted = cosine if self.radiation == "xray" else cosine2
-        position = torch.rad2deg(2 * torch.asin(sine)) + self.zero
-        position = position + self.displacement * shifted + self.transparency * sine2
-        squared = (self.u * tangent + self.v) * tangent + self.w
-        lorentz = (self.x + strain) * tangent + (self.y + size) / cosine
-        strength = self.ratios.unsqueeze(1) / (2 * sine * sine * cosine)
-        if self.radiation == "xray":
-            strength = strength * (1 + self.polarisation * cosine2 * cosine2)
-        strength = torch.where(reached, strength, 0.0)
-        gauss = squared.clamp(min=NARROWEST).sqrt()
-        return Peaks(position, gauss, lorentz.clamp(min=0.0), strength)
+        each = [getattr(self, name) for name in SCALARS]
+        each[-2], each[-1] = each[-2] + strain, each[-1] + size
+        w = torch.cat([inverse_d2, self.wavelength, torch.stack(each)])
+        xray = self.radiation == "xray"
+        kernel = Lines(xray, self.polarisation if xray else 0.0)
+        return Peaks(*known(kernel, w, self.ratios))
 
 
 def _column(values: object) -> Tensor:

@@ -226,7 +226,7 @@ class Pattern(nn.Module):
             self.background.copy_(best[n:])
 
     def _background(self) -> Tensor:
-        found = self.chebyshev @ self.background
+        found = self.background @ self.chebyshev.T
         return found if self.baseline is None else found + self.baseline
 
     def _profile(

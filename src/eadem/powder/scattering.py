@@ -1,7 +1,7 @@
 """Structure factors: all reflections, operations and atoms at once, in torch.
 
 F(h) = Σ_atoms o·f·Σ_operations T(hR)·exp 2πi(hR·x + h·t), where what does not depend on the
-structure (hR, 2πh·t, the products of indices) is computed once. An inversion at the origin
+structure (hR, 2πh·t) is computed once. An inversion at the origin
 halves the operations.
 """
 
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eadem.errors import Unsupported
+from eadem.powder._known import known
+from eadem.powder._waves import Waves
 from eadem.powder.symmetry import PAIRS, SpaceGroup, gemmi
 
 __all__ = ["RADIATIONS", "Diffraction", "Structure", "Sums", "form_factors", "reciprocal"]
@@ -69,22 +71,16 @@ def reciprocal(cell: Tensor) -> Tensor:
     return cofactors / (lengths * squared)
 
 
-def products(hkl: NDArray[Any]) -> NDArray[np.float64]:
-    """h², k², l², 2hk, 2hl, 2kl of indices (…, 3): (…, 6)."""
-    pairs = [hkl[..., i] * hkl[..., j] * (1 if i == j else 2) for i, j in PAIRS]
-    return np.stack(pairs, -1).astype(np.float64)
-
-
 @dataclass(frozen=True, eq=False)
 class FormFactors:
     """For every distinct atom E: `place` (atoms,) into them; f = Σ a·exp(−b·s²) + c at
     s = sinθ/λ, `a` and `b` (E, 4) and `c` (E,), the latter with f′; f″ `imaginary` (E,).
-    Neutron lengths, in fm, are `c` alone, and `a` is None.
+    Neutron lengths, in fm, are `c` alone, and `a` is (E, 0).
     """
 
     place: Tensor
-    a: Tensor | None
-    b: Tensor | None
+    a: Tensor
+    b: Tensor
     c: Tensor
     imaginary: Tensor
 
@@ -142,12 +138,11 @@ def form_factors(
     def column(values: Any) -> Tensor:
         return torch.tensor(values, dtype=torch.float64)
 
-    xray = radiation == "xray"
     where = {kind: i for i, kind in enumerate(kinds)}
     return FormFactors(
         torch.tensor([where[k] for k in zip(elements, charges, strict=True)]),
-        column([r[0] for r in rows]) if xray else None,
-        column([r[1] for r in rows]) if xray else None,
+        column([r[0] for r in rows]),
+        column([r[1] for r in rows]),
         column([r[2] for r in rows]),
         column([r[3] for r in rows]),
     )
@@ -155,29 +150,26 @@ def form_factors(
 
 @dataclass(frozen=True, eq=False)
 class Sums:
-    """Σ f·cos and Σ f·sin over the cell, (reflections,): `real` and `imaginary` by f′ and f″.
-
-    `imaginary` is None without anomalous dispersion, `sine` None with an inversion at the
-    origin. `inverse_d2`: 1/d² in Å⁻².
+    """`inverse_d2` (reflections,): 1/d² in Å⁻²; `parts` (1, 2 or 4, reflections): Σ f·cos over
+    the cell by f₀ + f′, and by f″ where `dispersive`, then Σ f·sin likewise, unless there is an
+    inversion at the origin.
     """
 
     inverse_d2: Tensor
-    cosine: tuple[Tensor, Tensor | None]
-    sine: tuple[Tensor, Tensor | None] | None
+    parts: Tensor
+    dispersive: bool
 
     def squared(self) -> Tensor:
-        """|F|², the mean of h and −h: Σ of the squares of all four sums."""
-        parts = [*self.cosine, *(self.sine or ())]
-        total = torch.zeros_like(self.inverse_d2)
-        for part in parts:
-            total = total if part is None else total + part.square()
-        return total
+        """|F|², the mean of h and −h: Σ of the squares of all sums."""
+        return self.parts.square().sum(0)
 
     def factors(self) -> Tensor:
         """F(h), complex."""
-        zero = torch.zeros_like(self.inverse_d2)
-        cr, ci = (zero if p is None else p for p in self.cosine)
-        sr, si = (zero if p is None else p for p in self.sine or (None, None))
+        parts = list(self.parts)
+        if not self.dispersive:
+            parts = [p for each in parts for p in (each, torch.zeros_like(each))]
+        cr, ci, *sines = parts
+        sr, si = sines or (torch.zeros_like(cr), torch.zeros_like(cr))
         return torch.complex(cr - si, ci + sr)
 
 
@@ -189,16 +181,15 @@ class Diffraction(nn.Module):
     """
 
     order: Tensor
-    place: Tensor
-    a: Tensor | None
-    b: Tensor | None
-    c: Tensor
-    imaginary: Tensor
-    products: Tensor
-    lattice: Tensor
+    hkl: Tensor
     turned: Tensor
     phase: Tensor
-    turned_products: Tensor
+    lattice: Tensor
+    place: Tensor
+    a: Tensor
+    b: Tensor
+    c: Tensor
+    imaginary: Tensor
 
     def __init__(
         self,
@@ -214,96 +205,42 @@ class Diffraction(nn.Module):
             structure.elements, structure.charges, radiation, wavelength, dispersion
         )
         order = [*structure.isotropic, *structure.anisotropic]
-        self.isotropic = len(structure.isotropic)
         self.anisotropic = len(structure.anisotropic)
         self.reordered = order != list(range(len(order)))
-        self.dispersive = bool(found.imaginary.any())
-        self.centric = group.centric
-        self.keep("order", torch.tensor(order))
-        self.keep("place", found.place[order])
-        for name in ("a", "b", "c", "imaginary"):
-            self.keep(name, getattr(found, name))
+        dispersive = bool(found.imaginary.any())
+        self.waves = Waves(len(structure.isotropic), group.centric, dispersive)
         kept = group.halved if group.centric else group.operations
         rotations = np.array([op.rotation for op in kept])
         shifts = np.array([[float(t) for t in op.shift] for op in kept])
         centring = np.array([[float(t) for t in c] for c in group.centring])
         turned = np.einsum("hi,oij->hoj", hkl, rotations)
-        lattice = np.cos(2 * math.pi * (hkl @ centring.T)).sum(1) * (2 if self.centric else 1)
-        self.operations = len(kept)
-        self.keep("products", torch.from_numpy(products(hkl)))
-        self.keep("lattice", torch.from_numpy(lattice).unsqueeze(1))
-        self.keep("turned", torch.from_numpy(2 * math.pi * turned.reshape(-1, 3)))
-        phase = 2 * math.pi * (hkl @ shifts.T)
-        self.keep("phase", torch.from_numpy(phase.reshape(-1, 1)))
-        if self.anisotropic:
-            flat = products(turned.reshape(-1, 3))
-            self.keep("turned_products", torch.from_numpy(-2 * math.pi**2 * flat))
+        lattice = np.cos(2 * math.pi * (hkl @ centring.T)).sum(1) * (2 if group.centric else 1)
+        self.keep("order", torch.tensor(order))
+        self.keep("hkl", torch.from_numpy(hkl.astype(np.float64)))
+        self.keep("turned", torch.from_numpy(2 * math.pi * turned))
+        self.keep("phase", torch.from_numpy(2 * math.pi * (hkl @ shifts.T)))
+        self.keep("lattice", torch.from_numpy(lattice))
+        self.keep("place", found.place[order])
+        for name in ("a", "b", "c", "imaginary"):
+            self.keep(name, getattr(found, name))
 
-    def keep(self, name: str, value: Tensor | None) -> None:
+    def keep(self, name: str, value: Tensor) -> None:
         """A constant that moves with the module and is in no checkpoint."""
         self.register_buffer(name, value, persistent=False)
 
     def forward(self, structure: Structure) -> Sums:
         """The sums at the structure's present values."""
-        metric = reciprocal(structure.cell)
-        inverse_d2 = self.products @ metric
         xyz, weight = structure.xyz, structure.occupancy * structure.share
         if self.reordered:
             xyz, weight = xyz[self.order], weight[self.order]
-        angle = self.turned @ xyz.T + self.phase  # (reflections·operations, atoms)
-        damped = self._damping(structure, inverse_d2, metric)
-        weight = weight * self.lattice  # (reflections, atoms)
-        real = self._real(inverse_d2)[..., self.place]
-        cosine = self._over_operations(torch.cos(angle), damped) * weight
-        cosines = self._atoms(cosine, real)
-        if self.centric:
-            return Sums(inverse_d2, cosines, None)
-        sine = self._over_operations(torch.sin(angle), damped) * weight
-        return Sums(inverse_d2, cosines, self._atoms(sine, real))
-
-    def _damping(
-        self, structure: Structure, inverse_d2: Tensor, metric: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """exp(−2π²U/d²) (reflections, atoms), and exp(−2π² Σ U_ij h_i h_j a*_i a*_j)
-        (reflections·operations, atoms).
-        """
-        alone = turned = None
-        if self.isotropic:
-            alone = torch.exp(inverse_d2.unsqueeze(1) * (-2 * math.pi**2 * structure.u_iso))
+        each = [structure.cell, xyz.reshape(-1), weight]
+        if self.waves.isotropic:
+            each.append(structure.u_iso)
         if self.anisotropic:
-            lengths = metric[:3].sqrt()
+            lengths = reciprocal(structure.cell)[:3].sqrt()
             i, j = [list(x) for x in zip(*PAIRS, strict=True)]
-            scale = lengths[i] * lengths[j]
-            turned = torch.exp(self.turned_products @ (structure.u_aniso * scale).T)
-        return alone, turned
-
-    def _over_operations(
-        self, wave: Tensor, damped: tuple[Tensor | None, Tensor | None]
-    ) -> Tensor:
-        """Σ over the operations of T·wave: (reflections, atoms)."""
-        alone, turned = damped
-        shape = (-1, self.operations, wave.shape[-1])
-        if turned is None:
-            assert alone is not None
-            iso: Tensor = wave.reshape(shape).sum(1) * alone
-            return iso
-        split = self.isotropic
-        found = (wave[:, split:] * turned).reshape(-1, self.operations, self.anisotropic).sum(1)
-        if alone is None:
-            return found
-        iso = wave[:, :split].reshape(-1, self.operations, split).sum(1) * alone
-        return torch.cat([iso, found], 1)
-
-    def _real(self, inverse_d2: Tensor) -> Tensor:
-        """f0 + f′ of the distinct atoms: (reflections, E), or (E,) for neutrons."""
-        if self.a is None or self.b is None:
-            return self.c
-        s2 = inverse_d2.reshape(-1, 1, 1) / 4
-        return (self.a * torch.exp(-self.b * s2)).sum(-1) + self.c
-
-    def _atoms(self, waves: Tensor, real: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The sums over atoms of f·wave, by the real and the imaginary part of f."""
-        imaginary = waves @ self.imaginary[self.place] if self.dispersive else None
-        if real.ndim == 1:
-            return waves @ real, imaginary
-        return (waves * real).sum(1), imaginary
+            each.append((structure.u_aniso * (lengths[i] * lengths[j])).reshape(-1))
+        constants = (self.hkl, self.turned, self.phase, self.lattice, self.place)
+        factors = (self.a, self.b, self.c, self.imaginary)
+        found = known(self.waves, torch.cat(each), *constants, *factors)
+        return Sums(found[0], found[1:], self.waves.dispersive)

@@ -67,7 +67,8 @@ def run_all(
     console: Console | None = None,
 ) -> Path:
     """Run every recipe, `jobs` at a time, and return the folder that holds one folder for
-    each, `index.html` and `claims.json`. With `resume` those that are whole there stay.
+    each, `index.html` and `claims.json`. With `resume` those that are whole there, of the same
+    settings, stay.
 
     On Ctrl-C what is whole stays, the page says so, and KeyboardInterrupt goes on. Raises
     `RunError` when the folder cannot be written.
@@ -88,7 +89,7 @@ def run_all(
     _write(folder, list(outcomes.values()), settings)
     waiting = []
     for name in known:
-        if resume and (folder / name / METRICS).is_file():
+        if resume and _there(folder / name / METRICS, settings):
             keep(_read(folder, outcomes[name]))
         else:
             waiting.append(outcomes[name])
@@ -141,6 +142,14 @@ def _status(holds: Sequence[bool]) -> str:
     if all(holds):
         return "holds"
     return "holds in part" if any(holds) else "does not hold"
+
+
+def _there(metrics: Path, settings: dict[str, Any]) -> bool:
+    """Whether a whole result of these settings is there."""
+    if not metrics.is_file():
+        return False
+    held = json.loads(metrics.read_text(encoding="utf-8"))
+    return all(held.get(key) == value for key, value in settings.items())
 
 
 def _prepared(folder: Path) -> None:

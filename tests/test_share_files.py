@@ -1,0 +1,138 @@
+"""`eadem share` from files to files: a folder, the command line, and a real ALBERT."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+import eadem
+from eadem._share import matrices, read_plan
+from eadem._share.attach import standing
+from eadem._share.command import Asked, share_files
+from eadem._share.files import open_model
+from eadem.cli import main
+from tiny_transformers import WORDS, ids, tiny
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a tiny Llama, its tokenizer, and a text."""
+    place = tmp_path_factory.mktemp("share")
+    tiny("llama", layers=2).save_pretrained(place / "model")
+    words = {f"w{i}": i for i in range(WORDS)}
+    made = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=made, pad_token="w0").save_pretrained(
+        place / "model"
+    )
+    text = " ".join(f"w{int(i)}" for i in ids(windows=60).reshape(-1))
+    (place / "text.txt").write_text(text)
+    return place
+
+
+@pytest.fixture(scope="module")
+def out(place):
+    """What the command wrote."""
+    words = ["share", str(place / "model"), "--calibrate", str(place / "text.txt")]
+    words += ["--keep", "0.7", "--out", str(place / "out"), "--plain", "--length", "16"]
+    with pytest.raises(SystemExit) as found:
+        main([*words, "--windows", "24", "--recover", "3"])
+    assert found.value.code == 0
+    return place / "out"
+
+
+def test_the_folder_holds_a_model_that_loads_with_and_without_eadem(out):
+    x = ids(3, 2)
+    model = LlamaForCausalLM(AutoConfig.from_pretrained(out)).eval()
+    eadem.load(model, out / "theta.safetensors")
+    plain = AutoModelForCausalLM.from_pretrained(out / "plain").eval()
+    assert not eadem.ties(plain)
+    with torch.no_grad():
+        assert torch.allclose(model(x).logits, plain(x).logits, atol=2e-4)
+    found = json.loads((out / "metrics.json").read_text())
+    full = sum(m.size for m in matrices(plain))
+    assert found["full"] == full
+    assert found["free"] <= 0.7 * full
+    theta = {id(p): p.numel() for t in eadem.ties(model) for p in t.thetas}
+    sites = {s for t in eadem.ties(model) for s in t.sites}
+    rest = sum(m.size for m in matrices(plain) if m.site not in sites)
+    assert sum(theta.values()) + rest == found["free"]
+    assert found["recovered"] > 0
+    assert len(found["methods"]) == 7
+
+
+def test_the_plan_the_card_and_the_page_say_what_was_done(out):
+    assert read_plan(out / "plan.toml").entries
+    card = (out / "README.md").read_text()
+    assert "| per-layer whitened SVD |" in card
+    assert 'eadem.load(model, "theta.safetensors")' in card
+    page = (out / "report.html").read_text()
+    for title in ("What each way of sharing costs", "Which layers want", "Where it hurts most"):
+        assert title in page
+    assert not list(out.parent.glob("*.recovery"))
+
+
+def test_a_written_plan_runs_again(place, out):
+    asked = Asked(
+        place / "model", place / "text.txt", plan=out / "plan.toml", windows=24, length=16
+    )
+    folder = place / "again"
+    folder.mkdir()
+    said = []
+    found = share_files(asked, folder, place / "again.recovery", said.append)
+    assert found.free == json.loads((out / "metrics.json").read_text())["free"]
+    assert said == ["14 matrices, 18432 values, each used once"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere", "--calibrate", "text.txt"], "is no model"),
+        (["model", "--calibrate", "nothing.txt"], "cannot be read"),
+        (["model", "--calibrate", "text.txt", "--length", "500"], "too short"),
+        (
+            ["model", "--calibrate", "text.txt", "--keep", "0.0001", "--length", "16"],
+            "at least",
+        ),
+        (["model", "--calibrate", "text.txt", "--plan", "text.txt"], "no TOML"),
+    ],
+)
+def test_what_goes_wrong_is_one_line_and_leaves_no_result(place, words, said, capsys):
+    files = ("model", "nowhere", "text.txt", "nothing.txt")
+    given = [str(place / w) if w in files else w for w in words]
+    with pytest.raises(SystemExit) as found:
+        main(["share", *given, "--out", str(place / "bad")])
+    assert found.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (place / "bad").exists()
+
+
+def test_a_real_albert_is_seen_to_be_shared():
+    spec = find_spec("rxnmapper")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs the package rxnmapper, see data-dev.txt")
+    folder = Path(spec.origin).parent / "models" / "transformers"
+    (folder,) = folder.glob("albert*")
+    model, _ = open_model(folder)
+    found = standing(matrices(model))
+    layers = model.config.num_hidden_layers
+    assert found.shared
+    assert (found.matrices, found.uses, found.untied) == (6, layers, layers * found.stored)
+    window = torch.randint(5, model.config.vocab_size, (40, 24))
+    before = sum(p.numel() for p in model.parameters())
+    shared = eadem.share(model, 0.9, window, windows=(24, 8, 8), length=24, compare=False)
+    after = sum(p.numel() for p in model.parameters())
+    assert before - after == shared.full - shared.free > 0
+    assert shared.test < 0.5
