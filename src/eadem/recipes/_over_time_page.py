@@ -60,7 +60,7 @@ def _verdicts(evidence: Mapping[str, Any]) -> list[list[str]]:
                 [
                     name,
                     f"moments {part['from'] + 1}–{part['to']}",
-                    f"{mean([r['statistic'] for r in each]):.2f}",
+                    f"{mean([r['statistic'] for r in each]):.2f}".replace("-", "−"),
                     numbers.significant(sorted(r["pvalue"] for r in each)[len(each) // 2]),
                     f"{sum(r['pvalue'] < 0.05 for r in each)} of {len(each)}",
                 ]
