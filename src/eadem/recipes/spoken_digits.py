@@ -60,7 +60,7 @@ def _digit(of: Sequence[Floats]) -> GaussianHMM:
     every = [np.concatenate([p[k] for p in parts]) for k in range(STATES)]
     hmm.means_ = np.stack([frames.mean(0) for frames in every])
     hmm.covars_ = np.stack([frames.var(0) for frames in every]) + 0.1
-    stay = 1.0 - STATES / max(np.mean([len(u) for u in of]), STATES + 1.0)
+    stay = 1.0 - STATES / max(float(np.mean([len(u) for u in of])), STATES + 1.0)
     move = np.diag(np.full(STATES, stay)) + np.diag(np.full(STATES - 1, 1 - stay), 1)
     move[-1, -1] = 1.0
     hmm.transmat_, hmm.startprob_ = move, np.eye(STATES)[0]
@@ -111,7 +111,8 @@ def run(context: Context) -> None:
                 confused[arm] = table + (confused[arm] if (repeat and arm in confused) else 0)
                 reached[arm] = history[-1]
                 if repeat == 0:
-                    shown[arm] = [hmm.covars.detach().numpy() for hmm in digits.values()]
+                    each: list[Any] = list(digits.values())
+                    shown[arm] = [hmm.covars.detach().numpy() for hmm in each]
             tests.setdefault(n, []).append(verdicts(reached, free))
     _claim(context, right)
     context.write_metrics(
