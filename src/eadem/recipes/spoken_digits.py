@@ -117,12 +117,7 @@ def run(context: Context) -> None:
                 confused[arm] = table + (confused[arm] if (repeat and arm in confused) else 0)
                 reached[arm] = history[-1]
                 if repeat == 0:
-<<<<<<< HEAD
                     shown[arm] = [_variances(hmm) for hmm in digits.values()]
-=======
-                    each: list[Any] = list(digits.values())
-                    shown[arm] = [hmm.covars.detach().numpy() for hmm in each]
->>>>>>> hmm7
             tests.setdefault(n, []).append(verdicts(reached, free))
     _claim(context, right)
     context.write_metrics(
