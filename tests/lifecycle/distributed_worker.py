@@ -930,7 +930,7 @@ def _pooled_refused() -> dict[str, list[str]]:
 FOUR = (
     *("fsdp:*-float64", "fsdp:part-float32", "mixed:equality", "mixed:kernels"),
     *("deep:nested", "deep:hybrid", "deep-checkpointed", "ddp:kernels", "ddp-unused:kernels"),
-    *("tensor:equality rows", "tensor:transpose", "checkpoint-save:*", "pooled-*"),
+    *("tensor:equality rows", "tensor:transpose", "checkpoint-save:*", "pooled-*", "hmm*"),
 )
 ONLY_FOUR = ("checkpoint-save:*", "deep:hybrid")
 

@@ -137,10 +137,13 @@ def test_a_folder_of_the_users_own_is_left_alone(tmp_path: Path) -> None:
 
 
 INTERRUPTED = """
+import signal
 import sys
 from pathlib import Path
 from eadem.recipes import _all
 import eadem.cli
+# what starts tests in the background may have told them to ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 here = f"import eadem.recipes as r; r.__path__ = [*r.__path__, {sys.argv[1]!r}]; "
 _all.CHILD = here + _all.CHILD
 _all.recipes = lambda: {"a": "A", "b": "B", "c": "C"}

@@ -211,7 +211,7 @@ def normalize(root: nn.Module, members: Sequence[Member]) -> None:
         m.model._value(n)
         for m in members
         for n, k in m.model.site_constraints.items()
-        if k == "rows"
+        if k == "rows" and getattr(m.model, n) is not None
     ]
     if all(_whole(p) for p in rows):
         return
@@ -230,11 +230,11 @@ def _whole(p: Floats) -> bool:
 
 
 def distributions(affine: Affine, members: Sequence[Member]) -> list[Ints]:
-    """The flat coordinates of each distribution."""
+    """The flat coordinates of each distribution whose length is known."""
     found: list[Ints] = []
     for member in members:
         for name, kind in member.model.site_constraints.items():
-            if kind == "rows":
+            if kind == "rows" and member.prefix + name in affine.where:
                 at = affine.where[member.prefix + name]
                 shape = affine.shapes[member.prefix + name]
                 found += list(np.arange(at.start, at.stop).reshape(-1, shape[-1]))
