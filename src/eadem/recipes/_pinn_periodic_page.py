@@ -33,12 +33,15 @@ def _section(name: str, ways: Mapping[str, list[dict[str, Any]]]) -> page.Sectio
     first = {way: found[0] for way, found in ways.items()}
     truth = first["hard"]["truth"]
     x = [2 * math.pi * i / len(truth) for i in range(len(truth))]
-    lines = [chart.Series("Fourier series", x, truth)]
-    lines += [chart.Series(way, x, one["last"]) for way, one in first.items()]
-    off = [
-        chart.Series(way, one["times"], [max(a, b) for a, b in zip(*one["off"], strict=True)])
-        for way, one in first.items()
-    ]
+    lines = [chart.Series("Fourier series", x, truth, markers=False)]
+    off = []
+    for style, (way, one) in enumerate(first.items(), 1):
+        lines.append(chart.Series(way, x, one["last"], style=style, markers=False))
+        # at t = 0 every way has the start itself
+        worse = [math.log10(max(a, b)) for a, b in zip(*one["off"], strict=True) if max(a, b)]
+        off.append(
+            chart.Series(way, one["times"][-len(worse) :], worse, style=style, markers=False)
+        )
     table = page.table(
         ["way", "free values", "ends differ by", "wrong at the ends by", "error inside"],
         _rows(ways),
