@@ -37,11 +37,9 @@ def _section(name: str, ways: Mapping[str, list[dict[str, Any]]]) -> page.Sectio
     off = []
     for style, (way, one) in enumerate(first.items(), 1):
         lines.append(chart.Series(way, x, one["last"], style=style, markers=False))
-        # at t = 0 every way has the start itself
-        worse = [math.log10(max(a, b)) for a, b in zip(*one["off"], strict=True) if max(a, b)]
-        off.append(
-            chart.Series(way, one["times"][-len(worse) :], worse, style=style, markers=False)
-        )
+        # not at t = 0, where every way has the start itself
+        worse = [math.log10(max(a, b)) for a, b in zip(*one["off"], strict=True)][1:]
+        off.append(chart.Series(way, one["times"][1:], worse, style=style, markers=False))
     table = page.table(
         ["way", "free values", "ends differ by", "wrong at the ends by", "error inside"],
         _rows(ways),
@@ -56,7 +54,7 @@ def _section(name: str, ways: Mapping[str, list[dict[str, Any]]]) -> page.Sectio
             table,
             chart.chart(chart.Chart("The solution at t = 1, first repeat", "x", "u", lines)),
             chart.chart(
-                chart.Chart("Error at the ends, first repeat", "t", "greater of two", off)
+                chart.Chart("Error at the ends, first repeat", "t", "log₁₀ of the greater", off)
             ),
         ],
     )
