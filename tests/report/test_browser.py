@@ -160,6 +160,16 @@ def tip(page: Any) -> str:
     )
 
 
+def over(page: Any, selector: str) -> None:
+    """Point at an element that stands still: a scroll of the page hides what it says, and the
+    event of the scroll that brings the element into view can come after the pointer.
+    """
+    page.locator(selector).scroll_into_view_if_needed()
+    frames = "requestAnimationFrame(() => requestAnimationFrame(done))"
+    page.evaluate(f"() => new Promise(done => {frames})")
+    page.hover(selector)
+
+
 def said(page: Any, words: str) -> str:
     """What it says, once `words` are in it."""
     page.wait_for_function(
@@ -173,9 +183,9 @@ def said(page: Any, words: str) -> str:
 
 def test_hover_says_the_name_of_a_site_and_its_free_value(opened: Any) -> None:
     page = opened("everything")
-    page.hover(".tile >> nth=1 >> .plane")
+    over(page, ".tile >> nth=1 >> .plane")
     assert "6 values of its own" in said(page, "0.bias")
-    page.hover(".tile:has(code:text-is('2.weight')) .plane")
+    over(page, ".tile:has(code:text-is('2.weight')) .plane")
     assert "0.weight" in said(page, "2.weight")
     page.mouse.move(1, 1)
     page.wait_for_function("() => document.getElementById('tip').hidden")
@@ -183,7 +193,7 @@ def test_hover_says_the_name_of_a_site_and_its_free_value(opened: Any) -> None:
 
 def test_hover_says_what_a_mark_of_a_chart_is(opened: Any) -> None:
     page = opened("everything")
-    page.hover(".chart svg.wide .point >> nth=0")
+    over(page, ".chart svg.wide .point >> nth=0")
     assert "tied" in said(page, "tied")
 
 
