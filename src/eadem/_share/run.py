@@ -19,7 +19,7 @@ from eadem._share.measure import operations
 from eadem._share.plans import Entry, Plan
 from eadem._share.statistics import Moments, moments
 from eadem._share.text import Texts, read
-from eadem.errors import OutOfRange
+from eadem.errors import OutOfRange, Unsupported
 
 __all__ = ["MOST", "Method", "Shared", "share"]
 
@@ -159,7 +159,7 @@ def _parts(texts: Texts) -> Iterator[list[Any]]:
 def _of_plan(model: nn.Module, plan: Plan) -> list[Matrix]:
     try:
         known = matrices(model)
-    except Exception:
+    except Unsupported:  # a plan names its sites itself
         known = []
     sites = [s for e in plan.entries for s in e.sites]
     planned_ones = named(model, sites, known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -65,7 +66,7 @@ def random(state: Any) -> np.random.RandomState:
     raise HMMError(f"random_state={state!r} is neither a seed nor a numpy RandomState")
 
 
-class HMM(nn.Module):
+class HMM(nn.Module, ABC):
     """Start and transition probabilities; a model adds its emissions.
 
     The parameters are the probabilities and moments themselves, in float64: `startprob` (K,),
@@ -119,31 +120,31 @@ class HMM(nn.Module):
         assert shape is not None
         return np.full(shape, 1.0 / shape[-1])
 
+    @abstractmethod
     def _data(self, X: Any, bounds: Ints) -> Data:
         """Checked observations. Raises HMMError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _log_table(self, data: Data, at: Any, values: Mapping[str, Floats]) -> Floats:
         """Log densities of the rows `at` in all states, a new array (rows, K)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _log_torch(self, data: Data, values: Mapping[str, Tensor]) -> Tensor:
         """The same by torch, differentiable in the sites' values."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _moments(
         self, data: Data, at: slice, posterior: Floats, values: Mapping[str, Floats]
     ) -> Stats:
         """Sufficient statistics of some rows with their posteriors (rows, K)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _slopes(self, stats: Stats, values: Mapping[str, Floats]) -> dict[str, Floats]:
         """∂ log-likelihood / ∂ site of the emissions, from statistics."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _curvature(self, stats: Stats, values: Mapping[str, Floats]) -> dict[str, Any]:
         """By emission site, a matrix that curves like its negative Hessian."""
-        raise NotImplementedError
 
     def _counts(self, stats: Stats, values: Mapping[str, Floats]) -> dict[str, Floats]:
         """Expected counts of the sites that are probabilities, priors added."""
@@ -190,9 +191,9 @@ class HMM(nn.Module):
             found["transmat"] = rng.dirichlet(np.full(K, 1.0 / K), size=K)
         return found
 
+    @abstractmethod
     def _draw(self, state: int, rng: np.random.RandomState) -> Any:
         """One observation of a state."""
-        raise NotImplementedError
 
     def _valid(self, name: str, value: Floats) -> Floats:
         """A value that may be set at a site. Raises HMMError."""

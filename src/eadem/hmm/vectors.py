@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,8 +45,9 @@ class Vectors(HMM):
         self.site_constraints = {**type(self).site_constraints, **kept}
 
     @property
+    @abstractmethod
     def _normal(self) -> Normal:
-        raise NotImplementedError
+        """The arithmetic of the kind of covariance."""
 
     def _flat(self, values: Mapping[str, Floats]) -> tuple[Floats, Floats]:
         """Means (C, F) and covariances of all components."""
@@ -180,13 +182,13 @@ class Vectors(HMM):
         theta = self._means_step(together, affine, theta, free)
         return self._covars_step(together, affine, theta, free)
 
+    @abstractmethod
     def _mean_prior(self, shape: tuple[int, ...]) -> tuple[Floats, Floats]:
         """Prior means and their weights, (C, F)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _covar_prior(self, shape: tuple[int, ...], per: Floats) -> tuple[Any, Any]:
         """What is added to Σγ(x − μ)² of each covariance, and to its weight."""
-        raise NotImplementedError
 
     def _means_step(self, given: _Together, affine: Affine, theta: Floats, free: Any) -> Floats:
         m, normal = given.moments, given.normal
