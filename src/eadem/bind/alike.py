@@ -189,7 +189,8 @@ class _Stand:
             else:
                 plain.append((module, name, tensor))
         with _attributes(plain):
-            return torch.func.functional_call(self.call, swapped, given)
+            # nothing in an untied copy is one tensor under two names
+            return torch.func.functional_call(self.call, swapped, given, tie_weights=False)
 
 
 @contextmanager

@@ -46,11 +46,11 @@ class Whole:
 
     def push(self, v: Array, w: Array, *constants: Array) -> Array:
         parts, moved = self._parts(w, constants), self._parts(v, constants)
-        seen = [_Seen.of(self, i, parts, constants) for i in range(len(self.waves))]
+        seen = [_Seen.of(self, i, parts, constants, moved) for i in range(len(self.waves))]
         _, x, _, sigma, chebyshev = constants[:COMMON]
-        pushed = [s.push(moved) for s in seen]
         peaks = _joined([s.peaks for s in seen], parts.skew)
-        found = self.band.push(_joined(pushed, moved.skew), peaks, x)
+        pushed = _joined([s.push(moved) for s in seen], moved.skew)
+        found = self.band.push(pushed, peaks, x)
         found += moved.background @ chebyshev.T
         found *= -1 / sigma
         return found
@@ -114,13 +114,22 @@ class _Seen:
     squared: Array
     seen: Array
     peaks: Array
+    pushed: Array
 
     @classmethod
-    def of(cls, whole: Whole, i: int, parts: _Parts, constants: Sequence[Array]) -> _Seen:
+    def of(
+        cls,
+        whole: Whole,
+        i: int,
+        parts: _Parts,
+        constants: Sequence[Array],
+        moved: _Parts | None = None,
+    ) -> _Seen:
         at = COMMON + EACH * i
         multiplicity, *table = constants[at : at + EACH]
         structure, scale, instrument = parts.of(i)
-        sums = whole.waves[i].value(structure, *table)
+        v = np.empty((0, len(structure))) if moved is None else moved.of(i)[0]
+        sums, pushed = whole.waves[i].both(v, structure, *table, sloped=moved is not None)
         squared = np.square(sums[1:]).sum(0) * multiplicity
         given = np.concatenate([sums[0], instrument])
         seen = whole.lines.value(given, constants[0])
@@ -128,13 +137,13 @@ class _Seen:
         peaks = np.stack([seen[0], area, seen[1], seen[2]]).reshape(4, -1)
         return cls(
             whole, i, structure, given, tuple(table), constants[0], scale, multiplicity,
-            sums, squared, seen, peaks,
+            sums, squared, seen, peaks, pushed,
         )  # fmt: skip
 
     def push(self, moved: _Parts) -> Array:
         """The derivative of `peaks` along directions, (t, 4, lines·n)."""
-        structure, scale, instrument = moved.of(self.place)
-        sums = self.whole.waves[self.place].push(structure, self.structure, *self.constants)
+        _, scale, instrument = moved.of(self.place)
+        sums = self.pushed
         squared = np.einsum("tpn,pn->tn", sums[:, 1:], 2 * self.multiplicity * self.sums[1:])
         given = np.concatenate([sums[:, 0], instrument], 1)
         seen = self.whole.lines.push(given, self.given, self.ratios)

@@ -328,9 +328,9 @@ class Problem:
 
     def curvature(self, point: Point, jacobians: list[Tensor], v: Tensor) -> Tensor | None:
         """Jᵀ·r″, (free,), with r″ the second derivative of r(θ + t·v) at t = 0; None where
-        torch cannot differentiate twice.
+        torch cannot differentiate twice, or a block brings its own first derivative alone.
         """
-        if not self.can_curve:
+        if not self.can_curve or any(p.direct and p.batch.along for p in self.pieces):
             return None
         first, second = self.phi.curve(point.theta, v)
         total = torch.zeros(self.phi.free, dtype=torch.float64)
