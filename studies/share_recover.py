@@ -4,7 +4,7 @@
 alone) towards the original's outputs and the text on plays of Shakespeare that no other figure
 uses, and the original's own block matrices are trained on the same text, for as many seconds
 of processor time. Both are judged on other plays and on the documentation strings of Python's
-standard library, which neither has seen.
+standard library, which neither has seen; the losses before are those of share_smollm2.py.
 
     python studies/share_recover.py original FOLDER [--seconds 600]
     python studies/share_recover.py shared FOLDER [--seconds 600] [--text 0.5]
@@ -50,7 +50,6 @@ def main() -> None:
 
     import copy
 
-    import torch
     from share_smollm2 import judges, opened
 
     import eadem
@@ -61,12 +60,10 @@ def main() -> None:
     model, tokenizer = opened()
     _, judged = judges(model, tokenizer, 24, given.tests)
     batches = reading(tokenizer, given.length, given.batch)
-    original = copy.deepcopy(model)
+    original = copy.deepcopy(model) if given.what == "shared" and given.text < 1 else model
     if given.what == "shared":
         eadem.load(model, given.folder / f"theta-{given.keep:g}.safetensors")
     out: dict[str, Any] = {k: str(v) for k, v in vars(given).items()}
-    out["before"] = {k: j(model) for k, j in judged.items()}
-    print(json.dumps(out), flush=True)
 
     def run(one: Any, steps: int, said: Any = None) -> list[float]:
         options = {"steps": steps, "rate": given.rate, "said": said}
@@ -94,8 +91,10 @@ def main() -> None:
     losses = run(model, steps, said)
     out["steps"], out["seconds of processor"] = steps, time.process_time() - start
     out["training losses"] = losses
-    with torch.no_grad():
-        out["after"] = {k: j(model) for k, j in judged.items()}
+    out["after"] = {}
+    for name, judge in judged.items():
+        out["after"][name] = judge(model)
+        print(name, out["after"][name], flush=True)
     print(json.dumps({k: v for k, v in out.items() if k != "training losses"}, indent=1))
     if given.out is not None:
         given.out.write_text(json.dumps(out, indent=1) + "\n")

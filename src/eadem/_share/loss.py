@@ -61,7 +61,7 @@ class Loss:
                 weight += float(want.square().sum())
             else:
                 logits, labels = predicted(model, batch, self.kind)
-                total += float(cross_entropy(logits, labels, reduction="sum"))
+                total += float(cross_entropy(logits.float(), labels, reduction="sum"))
                 weight += len(labels)
         return total / weight
 
@@ -110,5 +110,7 @@ def probe(
         return (2**0.5 * sign * found).sum(), float(found.detach().square().sum())
     logits, _ = predicted(model, batch, kind)
     with torch.no_grad():
-        drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator).reshape(-1)
-    return cross_entropy(logits, drawn, reduction="sum"), float(len(drawn))
+        drawn = torch.multinomial(logits.float().softmax(-1), 1, generator=generator).reshape(
+            -1
+        )
+    return cross_entropy(logits.float(), drawn, reduction="sum"), float(len(drawn))

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -373,7 +372,18 @@ def _alike(
     alike = {}
     for kind, ms in by.items():
         chosen = [ms[i] for i in sorted({round(x) for x in np.linspace(0, len(ms) - 1, MOST)})]
-        flat = torch.stack([seen.content(m).reshape(-1) for m in chosen])
-        unit = flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-300)
-        alike[kind] = (unit @ unit.T).numpy()
+        alike[kind] = _cosines(seen, chosen)
     return alike
+
+
+def _cosines(seen: Moments, chosen: Sequence[Matrix]) -> NDArray[np.float64]:
+    """Of the matrices' contents, two of which are in memory at a time."""
+    found = np.ones((len(chosen), len(chosen)))
+    for i, m in enumerate(chosen):
+        one = seen.content(m)
+        size = float(one.norm())
+        for j, other in enumerate(chosen[:i]):
+            two = seen.content(other)
+            scale = max(size * float(two.norm()), 1e-300)
+            found[i, j] = found[j, i] = float((one * two).sum()) / scale
+    return found
