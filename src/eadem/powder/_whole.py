@@ -51,7 +51,8 @@ class Whole:
         peaks = _joined([s.peaks for s in seen], parts.skew)
         pushed = _joined([s.push(moved) for s in seen], moved.skew)
         found = self.band.push(pushed, peaks, x)
-        found += moved.background @ chebyshev.T
+        lifted = moved.background.any(1)
+        found[lifted] += moved.background[lifted] @ chebyshev.T
         found *= -1 / sigma
         return found
 
