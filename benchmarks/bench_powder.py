@@ -2,10 +2,11 @@
 
 PbSO4, X-rays and neutrons, as in the recipe `pbso4`: the same 8,590 points, start, order of
 stages and 43 free values for both (no axial asymmetry, no neutron displacement, the neutrons'
-wavelength free), rietx with its own default tolerance, Eadem with the recipe's at the end; its
-first three stages, which only lead to the last, end at an offset of 0.2. Eadem's χ² must not be
-above rietx's (checked). Both on one thread; the first fit of a process is not timed. Then a forward
-model of both patterns with the recipe's 47 free values, and its Jacobian in units of that.
+wavelength free). rietx has its own default tolerance; Eadem has the recipe's at the end, and
+its first three stages, which only lead to the last, end at an offset of 0.2. Eadem's χ² must
+not be above rietx's (checked). Both on one thread; the first fit of a process is not timed.
+Then a forward model of both patterns with the recipe's 47 free values, and its Jacobian in
+units of that.
 
 rietx comes with `pip install rietx`. `python benchmarks/bench_powder.py` prints the table.
 """
