@@ -11,7 +11,7 @@ from eadem.errors import ShapeError
 from eadem.maps import Affine, Same
 from eadem.maps.algebra import blocks, stack
 from eadem.maps.base import LinearMap, Map
-from eadem.solvers import SolverError, least_squares
+from eadem.solvers import SolverError, least_squares, levenberg
 
 # NIST Statistical Reference Datasets, nonlinear regression (www.itl.nist.gov/div898/strd):
 # x, y, model, start, certified values, certified residual sum of squares.
@@ -153,3 +153,26 @@ def test_a_wrong_start_and_a_residual_that_is_not_finite_say_so():
         least_squares(plan, lambda w: w, double([0.0]))
     with pytest.raises(SolverError, match="not finite"):
         least_squares(plan, lambda w: w.log(), double([-1.0, 1.0]))
+
+
+def test_steps_that_end_up_a_share_too_long_are_seen_and_made_up_for(monkeypatch):
+    """r = (z + 1, c·z² + z − 1), rotated (after Dennis & Schnabel, 1983, example 10.2.4): at
+    z = 0 a Gauss–Newton step leaves the share c of what was left, for each z its own.
+    """
+    c = torch.tensor([0.9, 0.8, 0.6], dtype=torch.float64)
+    turn = torch.linalg.qr(torch.vander(torch.tensor([1.0, 2.0, 4.0]).double())).Q
+
+    def residual(w):
+        z = turn @ w
+        return torch.cat([z + 1, c * z * z + z - 1])
+
+    def iterations():
+        start = turn.T @ torch.tensor([0.05, -0.04, 0.06], dtype=torch.float64)
+        found = least_squares(Same().bind((3,)), residual, start, tolerance=1e-7)
+        assert found.converged
+        torch.testing.assert_close(found.theta, torch.zeros(3).double(), rtol=0, atol=1e-5)
+        return len(found.history)
+
+    looking = iterations()
+    monkeypatch.setattr(levenberg, "_looking_back", lambda *given: given[-1])
+    assert 3 * looking < iterations()

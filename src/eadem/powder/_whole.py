@@ -51,7 +51,8 @@ class Whole:
         peaks = _joined([s.peaks for s in seen], parts.skew)
         pushed = _joined([s.push(moved) for s in seen], moved.skew)
         found = self.band.push(pushed, peaks, x)
-        found += moved.background @ chebyshev.T
+        lifted = moved.background.any(1)
+        found[lifted] += moved.background[lifted] @ chebyshev.T
         found *= -1 / sigma
         return found
 
@@ -64,12 +65,10 @@ class Whole:
         pulled = self.band.pull(u, peaks, x)
         each = pulled[:, :-SKEW].reshape(len(u), 4, -1)
         ends = np.cumsum([s.peaks.shape[1] for s in seen])[:-1]
-        found, instrument = [], 0.0
-        for s, part in zip(seen, np.split(each, ends, 2), strict=True):
-            own, common = s.pull(part)
-            found.append(own)
-            instrument = instrument + common
-        return np.concatenate([*found, instrument, pulled[:, -SKEW:], u @ chebyshev], 1)
+        found = [s.pull(part) for s, part in zip(seen, np.split(each, ends, 2), strict=True)]
+        instrument = np.sum([common for _, common in found], 0)
+        phases = [own for own, _ in found]
+        return np.concatenate([*phases, instrument, pulled[:, -SKEW:], u @ chebyshev], 1)
 
     def _parts(self, w: Array, constants: Sequence[Array]) -> _Parts:
         """w, or directions (t, k), by what its numbers belong to."""

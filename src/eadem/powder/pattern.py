@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -174,7 +174,7 @@ class Pattern(nn.Module):
             return (self.y - self.calculated()) / self.sigma
         return known(self._whole, self._joined(lambda n: attrgetter(n)(self)), *self._constants)
 
-    def residual_jvp(self, along: Mapping[str, Tensor]) -> Tensor:
+    def residual_jvp(self, along: Mapping[str, Tensor]) -> Any:
         """The derivative of `residual()` along t directions at once, (t, points), as blocks of
         an `eadem.Joint` may have it; `along` by parameter, (t, *shape).
 

@@ -207,6 +207,9 @@ class SpaceGroup:
     operations: tuple[Operation, ...]
     centring: tuple[tuple[Fraction, ...], ...]
 
+    def __deepcopy__(self, memo: object) -> SpaceGroup:
+        return self  # nothing in it can change
+
     @classmethod
     def of(cls, name: Any) -> SpaceGroup:
         """From a Hermann–Mauguin or Hall name, a number, or gemmi's own object.
