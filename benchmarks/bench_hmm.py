@@ -7,11 +7,15 @@ sequences under one model; hmmlearn is called at its own method for that, with
 the same data and start, and end at the same log-likelihood (checked). hmmlearn has one thread;
 Eadem one, and two, which takes two idle cores. One sequence of 100,000 frames, too, which two
 threads take from both ends.
+
+Against dynamax (its `e_step` of every sequence, jitted and mapped over them, in float64) and
+pomegranate (its `summarize`, in float64): one thread each, compiled and warm.
 """
 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +86,77 @@ def compared(
     return row(name, against, ratio, limit)
 
 
+def dynamax(states: int, size: tuple[int, int]) -> Callable[[], float]:
+    """Its E-step of the categorical model, which returns the log-likelihood."""
+    os.environ.setdefault(
+        "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    )
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    from dynamax.hidden_markov_model import CategoricalHMM
+
+    theirs, _, X = models("categorical", states)
+    model = CategoricalHMM(states, 1, 4)
+    params, _ = model.initialize(
+        initial_probs=jax.numpy.array(theirs.startprob_),
+        transition_matrix=jax.numpy.array(theirs.transmat_),
+        emission_probs=jax.numpy.array(theirs.emissionprob_)[:, None, :],
+    )
+    batch = jax.numpy.array(X.reshape(*size, 1))
+
+    @jax.jit
+    def run(params: Any, batch: Any) -> Any:
+        stats, each = jax.vmap(lambda x: model.e_step(params, x, None))(batch)
+        return jax.tree_util.tree_map(lambda s: s.sum(0), stats), each.sum()
+
+    return lambda: float(jax.block_until_ready(run(params, batch))[1])
+
+
+def pomegranate(states: int, size: tuple[int, int]) -> Callable[[], float]:
+    """Its E-step of the categorical model, which returns the log-likelihood. It must be told
+    how likely an end is: so little that nothing else changes, and that is taken off again.
+    """
+    from pomegranate.distributions import Categorical
+    from pomegranate.hmm import DenseHMM
+
+    theirs, _, X = models("categorical", states)
+    end = 1e-13
+    model = DenseHMM(
+        [Categorical(torch.from_numpy(p[None])) for p in theirs.emissionprob_],
+        edges=torch.from_numpy(theirs.transmat_),
+        starts=torch.from_numpy(theirs.startprob_),
+        ends=torch.full((states,), end, dtype=torch.float64),
+    )
+    given = torch.from_numpy(X.reshape(*size, 1))
+
+    def run() -> float:
+        model._reset_cache()
+        return float(model.summarize(given).sum()) - size[0] * float(np.log(end))
+
+    return run
+
+
+def peers() -> list[Row]:
+    """Lines against dynamax and pomegranate."""
+    found = []
+    for name, make in (("dynamax", dynamax), ("pomegranate", pomegranate)):
+        for states in E_STEP:
+            for size, rounds in (((SEQUENCES, FRAMES), 3), (LONG, 1)):
+                many = f"{size[0]} × {size[1]:,}"
+                what = f"E-step, categorical, {states} states, {many}, 1 thread"
+                kind = torch.get_default_dtype()
+                torch.set_default_dtype(torch.float64)
+                try:
+                    pair = (e_step("categorical", states, size)[0], make(states, size))
+                    found.append(compared(what, f"{name}, float64", pair, 1.0, rounds, 1))
+                except ImportError:
+                    found.append(Row(what, f"{name} (pip install {name})", None))
+                finally:
+                    torch.set_default_dtype(kind)
+    return found
+
+
 def rows() -> list[Row]:
     """The benchmark's lines."""
     size = f"{SEQUENCES} × {FRAMES:,}"
@@ -117,6 +192,7 @@ def rows() -> list[Row]:
         name = "EM iteration, categorical, 16 states, 1 thread"
         pair = fits("categorical", 16, "log")
         found.append(compared(name, "hmmlearn, log (its default)", pair, 1 / 20, 3, 1))
+        found += peers()
     finally:
         torch.set_num_threads(before)
     return found

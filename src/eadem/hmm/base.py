@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import sys
 from abc import ABC, abstractmethod
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
@@ -21,11 +19,12 @@ from eadem.bind.access import base_class
 from eadem.hmm import expect as e_step
 from eadem.hmm.data import Data, HMMError, NotFitted, observations
 from eadem.hmm.density import log_densities
+from eadem.hmm.estimator import Estimator, random
 from eadem.hmm.expect import Expected, Frames
 from eadem.hmm.fitting import Fitting, Member, begin, centred, normalize, write
 from eadem.hmm.gradient import climb
 from eadem.hmm.monitor import ConvergenceMonitor
-from eadem.hmm.mstep import Affine, ascend
+from eadem.hmm.mstep import Affine, ascend, over, symmetric
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -55,18 +54,7 @@ def site(name: str) -> property:
     return property(get, put, doc=f"The values at the site `{name}`.")
 
 
-def random(state: Any) -> np.random.RandomState:
-    """A generator from a seed, a generator, or None."""
-    if state is None:
-        return np.random.mtrand._rand
-    if isinstance(state, int | np.integer):
-        return np.random.RandomState(int(state))
-    if isinstance(state, np.random.RandomState):
-        return state
-    raise HMMError(f"random_state={state!r} is neither a seed nor a numpy RandomState")
-
-
-class HMM(nn.Module, ABC):
+class HMM(nn.Module, Estimator, ABC):
     """Start and transition probabilities; a model adds its emissions.
 
     The parameters are the probabilities and moments themselves, in float64: `startprob` (K,),
@@ -285,39 +273,17 @@ class HMM(nn.Module, ABC):
 
     # scikit-learn's parameters.
 
-    @classmethod
-    def _names(cls) -> list[str]:
-        return [p for p in inspect.signature(cls.__init__).parameters if p != "self"]
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The constructor's arguments, as scikit-learn has it."""
-        return {name: getattr(self, name) for name in self._names()}
-
-    def set_params(self, **params: Any) -> Self:
-        """Change arguments of the constructor. Raises HMMError for a name it does not have."""
-        names = self._names()
-        for name, value in params.items():
-            if name not in names:
-                raise HMMError(
-                    f"{type(self).__name__} has no parameter {name!r}; it has {names}"
-                )
-            setattr(self, name, value)
-        return self
-
     def __sklearn_clone__(self) -> HMM:
         kind: Any = base_class(self)
         fresh: HMM = kind(**self.get_params(deep=False))
         if resolved(self).groups:
             for name in self.letters:
-                self._infer_features_of(fresh, name)
+                if self._shape(name) is not None:
+                    fresh._infer_features(name, self._value(name))
             fresh._allocate()
             eadem.apply(fresh, eadem.record(self))
             fresh.normalize()
         return fresh
-
-    def _infer_features_of(self, other: HMM, name: str) -> None:
-        if self._shape(name) is not None:
-            other._infer_features(name, self._value(name))
 
     # Questions to a model.
 
@@ -509,7 +475,7 @@ class HMM(nn.Module, ABC):
         moving = columns[free[columns]]
         equations = None
         if self.site_constraints.get(name) == "symmetric":
-            equations = _symmetric(affine, name)
+            equations = symmetric(affine, name)
         return ascend(affine, (name,), theta, moving, of, equations)
 
     def _each(self, data: Data, values: Mapping[str, Floats]) -> tuple[Expected, list[Stats]]:
@@ -531,20 +497,3 @@ class HMM(nn.Module, ABC):
         for name, key in (("startprob", "start"), ("transmat", "trans")):
             found[name] = over(stats[key], values[name])
         return found
-
-
-def over(counts: Floats, p: Floats) -> Floats:
-    """count/probability, zero where both are."""
-    return np.divide(counts, p, out=np.zeros_like(counts), where=p > 0)
-
-
-def _symmetric(affine: Affine, name: str) -> Any:
-    """Equations W_ij = W_ji of the last two axes of a site, over all sites."""
-    at, shape = affine.where[name], affine.shapes[name]
-    place = np.arange(at.start, at.stop).reshape(-1, shape[-1], shape[-1])
-    i, j = np.triu_indices(shape[-1], 1)
-    upper, lower = place[:, i, j].ravel(), place[:, j, i].ravel()
-    n = np.arange(len(upper))
-    signs = np.concatenate([np.ones(len(n)), -np.ones(len(n))])
-    where = (np.concatenate([n, n]), np.concatenate([upper, lower]))
-    return sp.csr_matrix((signs, where), shape=(len(n), affine.phi.shape[0]))

@@ -12,9 +12,10 @@ import torch
 from scipy.special import gammaln
 from torch import Tensor
 
-from eadem.hmm.base import HMM, Stats, over, random, site
+from eadem.hmm.base import HMM, Stats, site
 from eadem.hmm.data import Data, HMMError
-from eadem.hmm.mstep import Affine
+from eadem.hmm.estimator import random
+from eadem.hmm.mstep import Affine, over
 
 __all__ = ["CategoricalHMM", "PoissonHMM"]
 

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from eadem.hmm.base import HMM, Stats, random
+from eadem.hmm.base import HMM, Stats
 from eadem.hmm.data import Data
 from eadem.hmm.discrete import _given
+from eadem.hmm.estimator import random
 from eadem.hmm.normal import Normal
 from eadem.hmm.start import centres
 from eadem.hmm.vectors import Vectors, spread, stacked, wide

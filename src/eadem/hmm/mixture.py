@@ -11,9 +11,11 @@ import torch
 from scipy.special import logsumexp
 from torch import Tensor
 
-from eadem.hmm.base import HMM, Stats, over, random, site
+from eadem.hmm.base import HMM, Stats, site
 from eadem.hmm.data import Data, HMMError
 from eadem.hmm.discrete import _given
+from eadem.hmm.estimator import random
+from eadem.hmm.mstep import over
 from eadem.hmm.normal import Normal
 from eadem.hmm.start import centres
 from eadem.hmm.vectors import Vectors, like, spread

@@ -27,7 +27,7 @@ from eadem.maps.base import LinearMap, numel
 from eadem.maps.dense import Dense
 from eadem.solvers.em import m_step
 
-__all__ = ["Affine", "Simplex", "ascend"]
+__all__ = ["Affine", "Simplex", "ascend", "over", "symmetric"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -374,3 +374,20 @@ def ascend(
             break
         theta, (value, gradient, curve) = found, new
     return theta
+
+
+def symmetric(affine: Affine, name: str) -> Any:
+    """Equations W_ij = W_ji of the last two axes of a site, over all sites."""
+    at, shape = affine.where[name], affine.shapes[name]
+    place = np.arange(at.start, at.stop).reshape(-1, shape[-1], shape[-1])
+    i, j = np.triu_indices(shape[-1], 1)
+    upper, lower = place[:, i, j].ravel(), place[:, j, i].ravel()
+    n = np.arange(len(upper))
+    signs = np.concatenate([np.ones(len(n)), -np.ones(len(n))])
+    where = (np.concatenate([n, n]), np.concatenate([upper, lower]))
+    return sp.csr_matrix((signs, where), shape=(len(n), affine.phi.shape[0]))
+
+
+def over(counts: Floats, p: Floats) -> Floats:
+    """count/probability, zero where both are."""
+    return np.divide(counts, p, out=np.zeros_like(counts), where=p > 0)
