@@ -1,6 +1,6 @@
 """Layers that multiply by the factors of their weights, against their own floor.
 
-Sixteen blocks of the shapes of SmolLM2-135M, seven layers each, more than a processor keeps in
+Eight blocks of the shapes of SmolLM2-135M, seven layers each, more than a processor keeps in
 its cache, with the ranks in the middle of those that `eadem share` gives it at 80 %. The floor
 of reading 512 tokens is the time of the bare products of the same shapes, two for a layer, on
 operands that lie ready; that of writing one token the bytes of θ over the bandwidth of a copy,
@@ -22,7 +22,7 @@ from timing import Ratio, Row, paired, row
 
 __all__ = ["rows"]
 
-BLOCKS = 16
+BLOCKS = 8
 TOKENS = 512
 LIMIT = 1.1
 #: Outputs, inputs, rank and the side of the pivots of the layers of one block.

@@ -18,7 +18,7 @@ from eadem._share.attach import standing, values
 from eadem._share.factors import errors, spectrum
 from eadem._share.loss import Loss
 from eadem._share.measure import operations, speeds
-from eadem._share.recover import _distance
+from eadem._share.recover import _distance, text_loss
 from eadem._share.statistics import moments, stored, wide
 from eadem._share.text import read
 from tiny_transformers import ids, logits, tiny
@@ -300,13 +300,18 @@ def test_bad_input_is_refused():
         eadem.share(model, 0.8, "some words")
     with pytest.raises(eadem.OutOfRange, match="calibration=text"):
         eadem.share(model, 0.8)
+    for text, one in ((1.5, model), (0.5, tiny("bert"))):
+        found = eadem.share(copy.deepcopy(one), 0.8, ids(), **FEW)
+        with pytest.raises(eadem.OutOfRange, match="cross-entropy"):
+            recover(found.model, one, found.texts.fit, steps=1, text=text)
     eadem.tie(model, "model.layers.*.mlp.up_proj.weight")
     with pytest.raises(eadem.Unsupported, match="tied already"):
         eadem.share(model, 0.8, ids(), **FEW)
 
 
-def test_generation_with_a_cache_and_left_padding():
-    model = tiny("llama")
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_generation_with_a_cache_and_left_padding(kind):
+    model = tiny(kind)
     eadem.share(model, 0.7, ids(), **FEW)
     plain = eadem.twin(model)
     x = ids(4, 3, 6)
@@ -367,6 +372,23 @@ def test_recovery_wins_back_and_goes_on_where_it_was_interrupted(tmp_path):
     assert not state.exists()
     assert torch.allclose(eadem.ties(again)[0].theta, eadem.ties(model)[0].theta, atol=1e-6)
     assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("text", [0.5, 1.0])
+def test_recovery_may_go_towards_the_text_as_well(text):
+    original = tiny("llama")
+    found = eadem.share(tiny("llama"), 0.6, ids(), **FEW)
+    batches = found.texts.fit
+    with torch.no_grad():
+        one = batches[0]
+        apart = _distance(found.model, original, one, "causal")
+        given = text_loss(found.model, one, "causal")
+        mixed = _distance(found.model, original, one, "causal", text)
+    assert float(mixed) == pytest.approx(float((1 - text) * apart + text * given), rel=1e-5)
+    loss = Loss(original, batches)
+    before = loss(found.model)
+    recover(found.model, original, batches, steps=30, rate=1e-3, text=text, mixed=False)
+    assert loss(found.model) < before
 
 
 def test_text_is_cut_into_windows_that_do_not_overlap():

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -74,6 +76,24 @@ def test_the_folder_holds_a_model_that_loads_with_and_without_eadem(out):
     assert sum(theta.values()) + rest == found["free"]
     assert found["recovered"] > 0
     assert len(found["methods"]) == 7
+
+
+def test_a_fresh_process_gets_the_same_outputs(out, tmp_path):
+    model = LlamaForCausalLM(AutoConfig.from_pretrained(out)).eval()
+    eadem.load(model, out / "theta.safetensors")
+    code = (
+        "import sys, eadem, torch\n"
+        "from transformers import AutoConfig, LlamaForCausalLM\n"
+        "m = LlamaForCausalLM(AutoConfig.from_pretrained(sys.argv[1])).eval()\n"
+        "eadem.load(m, sys.argv[1] + '/theta.safetensors')\n"
+        "torch.save(m(torch.load(sys.argv[2])).logits.detach(), sys.argv[3])"
+    )
+    x = ids(3, 2)
+    torch.save(x, tmp_path / "x.pt")
+    args = [str(out), str(tmp_path / "x.pt"), str(tmp_path / "y.pt")]
+    subprocess.run([sys.executable, "-c", code, *args], check=True, capture_output=True)
+    with torch.no_grad():
+        assert torch.equal(torch.load(args[2]), model(x).logits)
 
 
 def test_the_plan_the_card_and_the_page_say_what_was_done(out):

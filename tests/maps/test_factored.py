@@ -113,6 +113,34 @@ def test_layers_multiply_by_their_factors(monkeypatch):
     assert isinstance(model["q"], nn.Linear)
 
 
+@pytest.mark.parametrize("side", ["columns", "rows"])
+def test_without_gradients_the_factors_are_those_of_now(side):
+    """Written to, replaced, moved to another format; in several dimensions; under vmap."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5))
+    t = eadem.tie(model, {"0.weight": Factored(3, side, (4, 0, 2))})
+    x = torch.randn(2, 3, 6)
+
+    def check():
+        with torch.no_grad():
+            given = x.to(model[0].bias.dtype)
+            expected = given @ model[0].weight.T + model[0].bias
+            assert torch.allclose(model(given), expected, atol=1e-5)
+            assert torch.allclose(model(given[0, 0]), expected[0, 0], atol=1e-5)
+            assert torch.allclose(torch.vmap(model)(given), expected, atol=1e-5)
+
+    check()
+    with torch.no_grad():
+        t.theta.mul_(2)
+    check()
+    t.theta.data = torch.randn_like(t.theta)
+    check()
+    model.double()
+    check()
+    model.load_state_dict({k: torch.randn_like(v) for k, v in model.state_dict().items()})
+    check()
+
+
 def test_gradients_through_factors_are_those_through_the_weight():
     model, t = tied()
     model = model.double()

@@ -220,11 +220,7 @@ class Factored(Map):
         if self.side == "columns":
             inner = x.index_select(-1, self._place("_at", x))
             rest = x.index_select(-1, self._place("_rest", x))
-            if torch.is_autocast_enabled(x.device.type):  # products in place are not cast
-                return linear(inner + linear(rest, t), c, bias)
-            flat = inner.view(-1, self.rank)
-            flat = flat.addmm_(rest.view(-1, t.shape[1]), t.t())
-            return linear(flat.view(inner.shape), c, bias)
+            return linear(inner + linear(rest, t), c, bias)
         inner = linear(x, c)
         both = torch.cat([inner, linear(inner, t)], dim=-1)
         found = both.index_select(-1, self._place("_back", x))
@@ -323,13 +319,58 @@ def parts_of(source: Map, outers: Sequence[Map]) -> bool:
     return end == source.out_shape[cut[0][2]]
 
 
-@dataclass(frozen=True)
 class _Product:
-    phi: Factored
-    block: Block | None
+    """The product at one site. Without gradients the factors' views of θ and the places of
+    the pivots are made once for as long as θ lies where it is: for a single token they take
+    about as long as the product itself.
+    """
+
+    __slots__ = ("block", "held", "phi")
+
+    def __init__(self, phi: Factored, block: Block | None) -> None:
+        self.phi = phi
+        self.block = block
+        self.held: tuple[tuple[int, torch.dtype], tuple[Tensor, ...]] | None = None
 
     def __call__(self, theta: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return self.phi.product(theta, x, self.block, bias)
+        if (
+            torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or torch.is_autocast_enabled(theta.device.type)
+            or torch._C._functorch.peek_interpreter_stack() is not None  # vmap, jvp, …
+        ):
+            return self.phi.product(theta, x, self.block, bias)
+        key = (theta.data_ptr(), theta.dtype)
+        held = self.held
+        if held is None or held[0] != key:
+            held = self.held = (key, self._views(theta))
+        return _multiplied(held[1], x, bias)
+
+    def _views(self, theta: Tensor) -> tuple[Tensor, ...]:
+        phi = self.phi
+        c, t = phi.split(theta.detach())
+        if self.block is not None:
+            c = self.block.forward(c)
+        if phi.side == "columns":
+            return c.t(), t.t(), phi._place("_at", theta), phi._place("_rest", theta)
+        return c.t(), t.t(), phi._place("_back", theta)
+
+
+def _multiplied(held: tuple[Tensor, ...], x: Tensor, bias: Tensor | None) -> Tensor:
+    """`Factored.product` of transposed factors and places; the result is written once."""
+    flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    if len(held) == 4:
+        c, t, at, rest = held
+        inner = flat.index_select(1, at)
+        inner.addmm_(flat.index_select(1, rest), t)
+        found = inner.mm(c) if bias is None else torch.addmm(bias, inner, c)
+    else:
+        c, t, back = held
+        inner = flat.mm(c)
+        found = torch.cat((inner, inner.mm(t)), 1).index_select(1, back)
+        if bias is not None:
+            found += bias
+    return found if x.dim() == 2 else found.view(*x.shape[:-1], found.shape[1])
 
 
 def product(source: Map | None, outer: Map, transposed: bool) -> _Product | None:
