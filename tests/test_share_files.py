@@ -1,6 +1,9 @@
 """`eadem share` from files to files: a folder, the command line, and a real ALBERT."""
 
+import errno
 import json
+import os
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -136,3 +139,80 @@ def test_a_real_albert_is_seen_to_be_shared():
     after = sum(p.numel() for p in model.parameters())
     assert before - after == shared.full - shared.free > 0
     assert shared.test < 0.5
+
+
+@pytest.mark.parametrize("where", ["theta", "plan", "page"])
+def test_a_full_disk_leaves_nothing_half_written(place, out, where, monkeypatch, capsys):
+    """An earlier whole result stays; the new one has no name of its own."""
+    whole = {f.name: f.read_bytes() for f in out.iterdir() if f.is_file()}
+
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    names = {"theta": "os.replace", "page": "eadem._share.command.write_page"}
+    if where == "plan":
+        written = Path.write_text
+
+        def write(self, *args, **kwargs):
+            return full() if self.name == "plan.toml" else written(self, *args, **kwargs)
+
+        monkeypatch.setattr(Path, "write_text", write)
+    else:
+        monkeypatch.setattr(names[where], full)
+    words = ["share", str(place / "model"), "--calibrate", str(place / "text.txt")]
+    words += ["--plan", str(out / "plan.toml"), "--windows", "24", "--length", "16"]
+    for target in (out, place / "new"):
+        with pytest.raises(SystemExit) as found:
+            main([*words, "--out", str(target)])
+        assert found.value.code == 2
+        lines = capsys.readouterr().err.splitlines()
+        said = [line for line in lines if line.startswith("eadem: ")]
+        assert len(said) == 1
+        assert "space" in said[0]
+    monkeypatch.undo()
+    assert not (place / "new").exists()
+    assert {f.name: f.read_bytes() for f in out.iterdir() if f.is_file()} == whole
+    for name in ("out.partial", "new.partial"):
+        shutil.rmtree(place / name)
+
+
+def test_scratch_files_that_find_no_room_are_one_line_too(place, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "eadem._share.statistics.np.save",
+        lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")),
+    )
+    words = ["share", str(place / "model"), "--calibrate", str(place / "text.txt")]
+    words += ["--windows", "24", "--length", "16", "--out", str(place / "scratchless")]
+    with pytest.raises(SystemExit) as found:
+        main(words)
+    assert found.value.code == 2
+    assert "TMPDIR" in capsys.readouterr().err
+    assert not (place / "scratchless").exists()
+    shutil.rmtree(place / "scratchless.partial")
+
+
+def test_the_command_goes_on_with_an_interrupted_recovery(place, monkeypatch, capsys):
+    words = ["share", str(place / "model"), "--calibrate", str(place / "text.txt")]
+    words += ["--plan", str(place / "out" / "plan.toml"), "--windows", "24", "--length", "16"]
+    words += ["--recover", "30", "--out", str(place / "resumed")]
+    taken = []
+    step = torch.optim.AdamW.step
+
+    def interrupted(self, *args, **kwargs):
+        taken.append(1)
+        if len(taken) == 25:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
+    with pytest.raises(SystemExit) as found:
+        main(words)
+    assert found.value.code == 130
+    assert (place / "resumed.recovery").is_file()
+    assert not (place / "resumed").exists()
+    with pytest.raises(SystemExit) as found:
+        main(words)
+    assert found.value.code == 0
+    assert len(taken) == 25 + 10
+    assert not (place / "resumed.recovery").exists()
+    assert json.loads((place / "resumed" / "metrics.json").read_text())["recovered"] > 0

@@ -360,6 +360,14 @@ def share(
     ] = 2,
     recover: Annotated[int, typer.Option(min=0, help="Steps of distillation.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Where all randomness starts.")] = 0,
+    as_stored: Annotated[
+        bool,
+        typer.Option(
+            "--as-stored",
+            help="Keep the file's number format and read weights from the mapped file, for a "
+            "model larger than memory.",
+        ),
+    ] = False,
 ) -> None:
     """Tie the matrices of a pretrained transformer so that fewer weights are left.
 
@@ -371,7 +379,18 @@ def share(
     from .recipes._run import output_folder
 
     asked = Asked(
-        model, calibrate, keep, plan, test, plain, windows, length, reach, recover, seed
+        model,
+        calibrate,
+        keep,
+        plan,
+        test,
+        plain,
+        windows,
+        length,
+        reach,
+        recover,
+        seed,
+        as_stored,
     )
     command = shlex.join(["eadem", *sys.argv[1:]])
     state = out.expanduser().resolve().with_name(out.name + ".recovery")

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from eadem.errors import EademError, Unsupported
 
-__all__ = ["Joint", "NotABlock", "residual_of"]
+__all__ = ["Joint", "NotABlock", "has_slope", "residual_of", "slope_or_value"]
 
 
 class NotABlock(EademError, TypeError):
@@ -38,6 +38,13 @@ class Joint(nn.Module):
     torch operations, from the block's own parameters and the data that it holds. A block is a
     sub-module under its name, so the sites of a block `a` are `a.…`, and the whole is tied as
     any model. Blocks of one class whose data have one shape are evaluated together.
+
+    A block may have its own derivative beside that, where it knows a faster one than torch's:
+    `residual_jvp(along)` is given t directions at once, by name of the block's parameter
+    (t, *shape), every parameter with one, and returns the derivative of `residual()` along
+    each, (t, …), for the block's present values; or NotImplemented, and torch's is taken.
+    `eadem.least_squares` gives it the columns of the ties, and compares it once per fit with
+    torch's derivative of `residual()`.
 
     Raises NotABlock where a block has no `residual`, Unsupported for a name that no module
     can have.
@@ -100,3 +107,13 @@ def residual_of(block: Any) -> Tensor:
             "tensor; return (observed − model)/σ in torch operations"
         )
     return found
+
+
+def has_slope(block: Any) -> bool:
+    """Whether a block brings a derivative of its own."""
+    return callable(getattr(block, "residual_jvp", None))
+
+
+def slope_or_value(block: Any, along: Mapping[str, Tensor] | None = None) -> Any:
+    """A block's residual, or with directions its derivative along them."""
+    return residual_of(block) if along is None else block.residual_jvp(along)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tracemalloc
 from pathlib import Path
@@ -64,6 +65,40 @@ def test_each_sequence_apart_adds_up_to_all_of_them(states):
     whole, each = expect(frames, p, A), expect(frames, p, A, each=True)
     for name in ("start", "trans", "stat"):
         np.testing.assert_allclose(getattr(each, name).sum(0), getattr(whole, name), atol=1e-13)
+
+
+@pytest.mark.parametrize("states", [2, 4, 8])
+@pytest.mark.parametrize("shared", [True, False])
+def test_lanes_of_all_lengths_are_as_each_alone(states, shared):
+    """Lanes end at different frames; one collapses, and counts nothing there."""
+    rng = np.random.default_rng(states)
+    p, A, B = random_model(rng, states, 4)
+    lengths = np.array([40, 7, 1, 23, 23, 39, 2, 1, 12, 40, 5, 17, 3])
+    bounds = np.concatenate([[0], lengths.cumsum()])
+    x = rng.integers(0, 4, bounds[-1])
+    logs = np.log(B.T)
+    logs[3] -= np.arange(states) * 10.0
+    table = logs if shared else logs[x]
+    if not shared:
+        # Each state alone explains one of two frames, and none moves: the sum collapses.
+        A = np.full((states, states), 1e-170 / (states - 1))
+        A[np.diag_indices(states)] = 1.0
+        table[bounds[3] + 4, 1:] = table[bounds[3] + 5, 0] = -np.inf
+    found = expect(frames_of(table.copy(), lengths, x if shared else None), p, A)
+    for i in range(len(lengths)):
+        at = slice(bounds[i], bounds[i + 1])
+        rows = logs[x[at]] if shared else table[at]
+        assert found.log_likelihood[i] == pytest.approx(log_likelihood(p, A, rows), rel=1e-13)
+    alone = []
+    for a, b in itertools.pairwise(bounds):
+        own = table.copy() if shared else table[a:b].copy()
+        alone.append(expect(frames_of(own, [b - a], x[a:b] if shared else None), p, A))
+    for name in ("start", "trans"):
+        total = np.sum([getattr(e, name) for e in alone], axis=0)
+        np.testing.assert_allclose(getattr(found, name), total, rtol=1e-11, atol=1e-13)
+    stats = [e.stat for e in alone]
+    stat = np.sum(stats, axis=0) if shared else np.concatenate(stats)
+    np.testing.assert_allclose(found.stat, stat, rtol=1e-11, atol=1e-13)
 
 
 def test_the_best_path_is_the_best_of_all():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from eadem._share.factors import Made, factored, made
 from eadem._share.families import Matrix
 from eadem._share.plans import Plan
+from eadem._share.scratch import mapped
 from eadem._share.statistics import Moments
 from eadem.bind import plan as one_plan
 from eadem.bind import tie, ties
@@ -40,11 +41,11 @@ def _groups(plan: Plan, found: Sequence[Matrix]) -> Iterator[tuple[int, list[Mat
 def values(
     model: nn.Module, moments: Moments | None, plan: Plan, found: Sequence[Matrix]
 ) -> dict[str, Tensor]:
-    """What a plan puts at its sites, in the sites' shapes and dtype."""
+    """What a plan puts at its sites, in the sites' shapes and dtype; in scratch files."""
     new: dict[str, Tensor] = {}
     for i, group in _groups(plan, found):
         one = made(model, moments, plan.entries[i], group, plan.metric)
-        new.update({s: v.to(model.get_parameter(s)) for s, v in one.values.items()})
+        new.update({s: mapped(v.to(model.get_parameter(s))) for s, v in one.values.items()})
     return new
 
 
@@ -69,7 +70,9 @@ def attach(
     found: Sequence[Matrix],
     said: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Tie the model as the plan says; θ from its weights and the moments, group by group."""
+    """Tie the model as the plan says; θ from its weights and the moments, group by group, in
+    scratch files until something writes to it.
+    """
     thetas = []
     with one_plan(model):
         for i, group in _groups(plan, found):
@@ -81,12 +84,12 @@ def attach(
             else:
                 one = factored(model, moments, entry, group, plan.metric)
                 assert one.theta is not None
-                thetas.append((tie(model, one.maps, start="empty"), one.theta))
+                theta = mapped(one.theta.to(model.get_parameter(entry.sites[0])))
+                thetas.append((tie(model, one.maps, start="empty"), theta))
             if said is not None:
                 said(i + 1, len(plan.entries))
     for declared, theta in thetas:
-        held = declared.theta
-        held.copy_(theta.to(held))
+        declared.theta.data = theta
 
 
 def _written(model: nn.Module, one: Made) -> None:

@@ -40,11 +40,13 @@ class Asked:
     reach: int = 2
     recover: int = 0
     seed: int = 0
+    stored: bool = False
 
     @property
     def mark(self) -> str:
         """What tells this run from others, for the file that an interrupted recovery leaves."""
-        said = repr((self.keep, self.windows, self.length, self.reach, self.recover, self.seed))
+        numbers = (self.keep, self.windows, self.length, self.reach, self.recover, self.seed)
+        said = repr((*numbers, self.stored))
         plan = "" if self.plan is None else self.plan.read_text(encoding="utf-8")
         return hashlib.sha256((said + plan).encode()).hexdigest()
 
@@ -64,7 +66,7 @@ def share_files(
     plan = None if asked.plan is None else read_plan(asked.plan)
     text = read_text(asked.calibrate)
     test = None if asked.test is None else read_text(asked.test)
-    model, tokenizer = open_model(asked.model)
+    model, tokenizer = open_model(asked.model, stored=asked.stored)
     if tokenizer is None:
         raise OutOfRange(
             f"{asked.model} has no tokenizer that transformers can read; add its "
@@ -75,7 +77,9 @@ def share_files(
     except EademError:
         if plan is None:
             raise
-    original = twin(model) if asked.recover else None
+    original = None
+    if asked.recover:  # a mapped file twice is in memory once
+        original = open_model(asked.model, stored=True)[0] if asked.stored else twin(model)
     found = share(
         model,
         asked.keep,
@@ -104,7 +108,8 @@ def share_files(
         tested = Loss(original, found.texts.test)
         found.recovered = tested(model)
     ids = torch.cat([b.ids for b in found.texts.test if not b.padded][:1])[:2]
-    found.cost = compared(model, found.matrices, found.plan, ids)
+    # speed is measured beside the dense model, which may be larger than memory
+    found.cost = compared(model, found.matrices, found.plan, None if asked.stored else ids)
     write(found, folder, asked.model, plain=asked.plain, tokenizer=tokenizer)
     write_page(found, folder / "report.html")
     return found

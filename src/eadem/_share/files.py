@@ -32,11 +32,14 @@ def _transformers() -> Any:
         ) from error
 
 
-def open_model(path: str | Path) -> tuple[nn.Module, Any]:
+def open_model(path: str | Path, *, stored: bool = False) -> tuple[nn.Module, Any]:
     """The model, in float32, and its tokenizer (None where there is none).
 
     `path` is a folder that transformers wrote (safetensors, in one file or in shards, or a
-    torch file), or a gguf file. Raises DataError where there is no such model.
+    torch file), or a gguf file. `stored`: in the number format that the file has. Weights of
+    safetensors whose format stays are not read into memory: they are the mapped file, of which
+    the system holds what is in use, so that a model may be larger than memory. Raises
+    DataError where there is no such model.
     """
     where = Path(path).expanduser()
     found = _transformers()
@@ -60,7 +63,10 @@ def open_model(path: str | Path) -> tuple[nn.Module, Any]:
             named = [getattr(found, n, None) for n in config.architectures or ()]
             kind = next((k for k in named if k is not None), found.AutoModel)
         model = kind.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, **options
+            folder,
+            dtype="auto" if stored else torch.float32,
+            local_files_only=True,
+            **options,
         )
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"transformers cannot read {where}: {error}") from error

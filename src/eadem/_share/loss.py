@@ -61,7 +61,7 @@ class Loss:
                 weight += float(want.square().sum())
             else:
                 logits, labels = predicted(model, batch, self.kind)
-                total += float(cross_entropy(logits, labels, reduction="sum"))
+                total += float(cross_entropy(logits.float(), labels, reduction="sum"))
                 weight += len(labels)
         return total / weight
 
@@ -89,6 +89,8 @@ def predicted(model: nn.Module, batch: Batch, kind: str) -> tuple[Tensor, Tensor
         logits = model(input_ids=read, decoder_input_ids=shifted).logits
         return logits.reshape(-1, logits.shape[-1]), write.reshape(-1)
     logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+    if not batch.padded:  # an index's gradient takes longer than the model's head
+        return logits[:, :-1].flatten(0, 1), batch.ids[:, 1:].flatten()
     live = batch.mask[:, 1:].bool() & batch.mask[:, :-1].bool()
     return logits[:, :-1][live], batch.ids[:, 1:][live]
 
@@ -108,5 +110,7 @@ def probe(
         return (2**0.5 * sign * found).sum(), float(found.detach().square().sum())
     logits, _ = predicted(model, batch, kind)
     with torch.no_grad():
-        drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator).reshape(-1)
-    return cross_entropy(logits, drawn, reduction="sum"), float(len(drawn))
+        drawn = torch.multinomial(logits.float().softmax(-1), 1, generator=generator).reshape(
+            -1
+        )
+    return cross_entropy(logits.float(), drawn, reduction="sum"), float(len(drawn))

@@ -11,14 +11,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div, log_softmax
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from eadem._share.loss import Loss, hidden, predicted
 from eadem._share.text import Batch
 from eadem.bind import ties
 from eadem.errors import OutOfRange, RecordError
 
-__all__ = ["recover"]
+__all__ = ["mixes", "recover", "text_loss", "trained"]
+
+
+def mixes(device: torch.device) -> bool:
+    """Whether products in bfloat16 are the faster ones: on any device but the CPU, and on a
+    CPU that has matrix instructions (AMX) for them.
+    """
+    if device.type != "cpu":
+        return True
+    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(asked is not None and asked())
 
 
 def recover(
@@ -28,7 +38,9 @@ def recover(
     *,
     steps: int,
     rate: float = 1e-4,
+    text: float = 0.0,
     seed: int = 0,
+    mixed: bool | None = None,
     state: Path | None = None,
     every: int = 20,
     mark: str = "",
@@ -37,10 +49,11 @@ def recover(
     """Train the θ of a tied model towards the original's outputs; returns each step's loss.
 
     AdamW with a cosine schedule (a twentieth of the steps to warm up), one batch a step, in
-    bfloat16 where the device is not the CPU. The loss is the divergence of the original's
-    next-token distribution, or the squared distance of the hidden states. With `state` the run
-    is kept in that file `every` so many steps and goes on from there; `mark` says what run it
-    is. Whatever is not in θ stays as it is.
+    bfloat16 where the machine is made for it (`mixed` says so or forbids it). The loss is the
+    divergence of the original's next-token distribution (Hinton, Vinyals & Dean 2015), of
+    which a part `text` may be the cross-entropy of the text itself; or the squared distance of
+    the hidden states. With `state` the run is kept in that file `every` so many steps and goes
+    on from there; `mark` says what run it is. Whatever is not in θ stays as it is.
 
     Raises OutOfRange for a model without ties, RecordError for a file of another run.
     """
@@ -51,7 +64,45 @@ def recover(
             f"and {len(batches)} batches were given; share the model first"
         )
     kind = Loss(model, []).kind
-    optimizer = torch.optim.AdamW(thetas, lr=rate, weight_decay=0.0)
+    if not 0 <= text <= 1 or (text and kind == "hidden"):
+        raise OutOfRange(
+            f"text={text!r} is the part of the loss that the text's own cross-entropy has: "
+            "from 0 to 1, and 0 for a model that predicts no text"
+        )
+    original.eval()
+    return trained(
+        model,
+        thetas,
+        lambda batch: _distance(model, original, batch, kind, text),
+        batches,
+        steps=steps,
+        rate=rate,
+        seed=seed,
+        mixed=mixed,
+        state=state,
+        every=every,
+        mark=mark,
+        said=said,
+    )
+
+
+def trained(
+    model: nn.Module,
+    thetas: Sequence[nn.Parameter],
+    distance: Callable[[Batch], Tensor],
+    batches: Sequence[Batch],
+    *,
+    steps: int,
+    rate: float,
+    seed: int = 0,
+    mixed: bool | None = None,
+    state: Path | None = None,
+    every: int = 20,
+    mark: str = "",
+    said: Callable[[int, int, float], None] | None = None,
+) -> list[float]:
+    """`recover`'s schedule for any parameters of a model and any loss of a batch."""
+    optimizer = torch.optim.AdamW(thetas, lr=rate, weight_decay=0.0, fused=True)
     done, losses = _resumed(state, mark, thetas, optimizer)
     order = torch.randperm(
         steps * len(batches), generator=torch.Generator().manual_seed(seed)
@@ -63,16 +114,15 @@ def recover(
         p.requires_grad_(True)
     device = thetas[0].device
     cast: Any = contextlib.nullcontext()
-    if device.type != "cpu":
+    if mixes(device) if mixed is None else mixed:
         cast = torch.autocast(device.type, torch.bfloat16)
     model.eval()
-    original.eval()
     try:
         for step in range(done, steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate * _schedule(step, steps)
             with cast:
-                loss = _distance(model, original, batches[int(order[step])].to(device), kind)
+                loss = distance(batches[int(order[step])].to(device))
             loss.backward()
             nn.utils.clip_grad_norm_(thetas, 1.0)
             optimizer.step()
@@ -97,17 +147,31 @@ def _schedule(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _distance(model: nn.Module, original: nn.Module, batch: Batch, kind: str) -> Tensor:
+def text_loss(model: nn.Module, batch: Batch, kind: str) -> Tensor:
+    """The cross-entropy of the text itself, nats a token."""
+    logits, labels = predicted(model, batch, kind)
+    return cross_entropy(logits.float(), labels)
+
+
+def _distance(
+    model: nn.Module, original: nn.Module, batch: Batch, kind: str, text: float = 0.0
+) -> Tensor:
     if kind == "hidden":
         live = batch.mask.bool()
         with torch.no_grad():
             want = hidden(original, batch)[live]
         away: Tensor = (hidden(model, batch)[live] - want).square().sum()
         return away / want.square().sum()
+    if text == 1:
+        return text_loss(model, batch, kind)
     with torch.no_grad():
         wanted = log_softmax(predicted(original, batch, kind)[0].float(), -1)
-    given = log_softmax(predicted(model, batch, kind)[0].float(), -1)
-    return kl_div(given, wanted, log_target=True, reduction="batchmean")
+    logits, labels = predicted(model, batch, kind)
+    given = log_softmax(logits.float(), -1)
+    apart = kl_div(given, wanted, log_target=True, reduction="batchmean")
+    if not text:
+        return apart
+    return (1 - text) * apart - text * given.gather(1, labels[:, None]).mean()
 
 
 def _kept(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ from eadem._share.statistics import Moments, moments
 from eadem._share.text import Texts, read
 from eadem.errors import OutOfRange, Unsupported
 
-__all__ = ["MOST", "Method", "Shared", "share"]
+__all__ = ["MOST", "Method", "Shared", "methods", "redundant", "share"]
 
 #: Most layers of which the similarity is kept.
 MOST = 12
@@ -251,19 +250,24 @@ def _compared(
 ) -> Plan:
     """Every method at the same count, measured; the best but for the baseline."""
     loss = Loss(out.model, texts.choose)
-    plans = _methods(out, groups, least)
+    plans = methods(out.matrices, groups, out.keep, least)
     for i, one in enumerate(plans):
         measured = _measured(out, seen, one, loss)
         free = operations(out.matrices, one)[0]
         if i == 0:  # published as two full factors
-            free = _redundant(out.matrices, one)
+            free = redundant(out.matrices, one)
         out.methods.append(Method(one, free, measured))
         said("measuring methods", i + 1, len(plans))
     return min(out.methods[1:], key=lambda m: m.choose).plan
 
 
-def _methods(out: Shared, groups: Candidates, least: Plan) -> list[Plan]:
-    keep, found = out.keep, out.matrices
+def methods(
+    found: Sequence[Matrix], groups: Candidates, keep: float, least: Plan | None = None
+) -> list[Plan]:
+    """The plans that are compared at one count; the first is the published baseline, the fifth
+    (`least`, where it is known already) may use every group.
+    """
+    least = least or planned(groups, keep)
     alone = Candidates(
         tuple(
             (n, {run: [cuts[0]] for run, cuts in ways.items() if run[1] == 1})
@@ -289,7 +293,8 @@ def _methods(out: Shared, groups: Candidates, least: Plan) -> list[Plan]:
     return plans
 
 
-def _redundant(found: Sequence[Matrix], plan: Plan) -> int:
+def redundant(found: Sequence[Matrix], plan: Plan) -> int:
+    """Numbers of a plan of matrices alone, counted as two full factors each."""
     by_site = {m.site: m for m in found}
     free = sum(m.size for m in found)
     for e in plan.entries:
@@ -367,7 +372,18 @@ def _alike(
     alike = {}
     for kind, ms in by.items():
         chosen = [ms[i] for i in sorted({round(x) for x in np.linspace(0, len(ms) - 1, MOST)})]
-        flat = torch.stack([seen.content(m).reshape(-1) for m in chosen])
-        unit = flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-300)
-        alike[kind] = (unit @ unit.T).numpy()
+        alike[kind] = _cosines(seen, chosen)
     return alike
+
+
+def _cosines(seen: Moments, chosen: Sequence[Matrix]) -> NDArray[np.float64]:
+    """Of the matrices' contents, two of which are in memory at a time."""
+    found = np.ones((len(chosen), len(chosen)))
+    for i, m in enumerate(chosen):
+        one = seen.content(m)
+        size = float(one.norm())
+        for j, other in enumerate(chosen[:i]):
+            two = seen.content(other)
+            scale = max(size * float(two.norm()), 1e-300)
+            found[i, j] = found[j, i] = float((one * two).sum()) / scale
+    return found

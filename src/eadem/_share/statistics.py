@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from eadem._share.families import Matrix
 from eadem._share.loss import Loss, probe
+from eadem._share.scratch import room
 from eadem._share.text import Batch
 
 __all__ = ["Moments", "moments", "stored", "wide"]
@@ -59,7 +60,8 @@ class Moments:
 
     def put(self, what: str, name: str, value: Tensor) -> None:
         """Keep one matrix of moments."""
-        np.save(self._path(what, name), value.cpu().numpy())
+        with room():
+            np.save(self._path(what, name), value.cpu().numpy())
 
     def _get(self, what: str, name: str) -> Tensor:
         return torch.from_numpy(np.load(self._path(what, name)))
@@ -124,18 +126,18 @@ def moments(
     batches: Sequence[Batch],
     found: Sequence[Matrix],
     *,
-    limit: int = LIMIT,
+    limit: int | None = None,
     seed: int = 0,
     said: Callable[[int, int], None] | None = None,
 ) -> Moments:
     """The moments of some matrices over batches; `said(done, total)` is told of each batch.
 
-    Memory beyond the model's own stays below `limit` bytes and one batch's activations: where
-    all moments together are more, the text is read several times.
+    Memory beyond the model's own stays below `limit` bytes (LIMIT) and one batch's
+    activations: where all moments together are more, the text is read several times.
     """
     kept = Moments()
     kind = Loss(model, []).kind
-    parts = list(_passes(found, limit))
+    parts = list(_passes(found, LIMIT if limit is None else limit))
     total, done = len(parts) * len(batches), 0
     modules = dict(model.named_modules())
     with _frozen(model), torch.enable_grad():
@@ -180,6 +182,7 @@ class _Sums:
 
     def _add(self, what: str, name: str, rows: Tensor) -> None:
         key = (what, name)
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         product = (rows.T @ rows).double()
         if key in self.sums:
             self.sums[key] += product

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from eadem.bind.forward import read
+from eadem.bind.forward import reader
 from eadem.bind.group import LINKS, ORDER, Link, refuse_alone
 from eadem.bind.guard import freeze, refuse_replicas, refuse_script, register
 from eadem.bind.product import multiplies, multiply, prepare
@@ -54,12 +54,7 @@ class Spec(NamedTuple):
 def _getter(spec: Spec, key: str) -> Callable[[nn.Module], Tensor]:
     attr, owner, view, _ = spec
     if owner is None or view is None:
-
-        def get(self: nn.Module) -> Tensor:
-            try:
-                return read(self.__dict__[LINKS][attr])
-            except (AttributeError, KeyError) as e:
-                raise _broken(self, attr) from e
+        get = reader(attr, _broken)
 
     elif view.is_identity:
 

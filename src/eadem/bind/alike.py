@@ -33,20 +33,22 @@ class Alike:
     """Modules called `names`, N of them. `sites` (N, k): where the values of each are in the
     flat vector of all sites; `data`: the tensors that each holds, one row a module (empty for
     a module alone, whose copy holds them). `function(values, *data)` calls the function for
-    one of them.
+    one of them; `along(values, directions, *data)`, with directions (t, k), calls it as
+    `function(part, {site: (t, *shape)})`.
     """
 
     names: tuple[str, ...]
     sites: Tensor
     data: tuple[Tensor, ...]
     function: Callable[..., Any]
+    along: Callable[..., Any]
 
 
 def alike(
     model: nn.Module,
     parts: Mapping[str, nn.Module],
     slices: Mapping[str, slice],
-    function: Callable[[Any], Any],
+    function: Callable[..., Any],
 ) -> list[Alike]:
     """`function(part)` for parts of a model, those that are alike together.
 
@@ -138,7 +140,7 @@ def _equal(a: list[Any], b: list[Any]) -> bool:
 def _together(
     members: list[tuple[str, _Looked]],
     parts: Mapping[str, nn.Module],
-    function: Callable[[Any], Any],
+    function: Callable[..., Any],
 ) -> Alike:
     first = members[0][0]
     apart = untie(copy.deepcopy(parts[first]))
@@ -148,16 +150,17 @@ def _together(
     if len(members) > 1:
         columns = zip(*(each.tensors for _, each in members), strict=True)
         data = tuple(torch.stack([t.detach() for t in column]) for column in columns)
-    return Alike(names, sites, data, _Stand(apart, function))
+    stand = _Stand(apart, function)
+    return Alike(names, sites, data, stand, stand.along)
 
 
 class _Stand:
     """One module that stands for those alike: a function of sites' values and tensors."""
 
-    def __init__(self, part: nn.Module, function: Callable[[Any], Any]) -> None:
+    def __init__(self, part: nn.Module, function: Callable[..., Any]) -> None:
         self.call = _Call(part, function)
         sites = Sites(part)
-        self.shapes = [(f"model.{n}", sites.shape(n)) for n in sites.places]
+        self.shapes = [(n, sites.shape(n)) for n in sites.places]
         self.sizes = [torch.Size(s).numel() for _, s in self.shapes]
         self.seats = [
             (kind, path, module, name)
@@ -167,8 +170,18 @@ class _Stand:
         ]
 
     def __call__(self, values: Tensor, *data: Tensor) -> Any:
-        pieces = zip(self.shapes, torch.split(values, self.sizes), strict=True)
-        swapped = {name: piece.reshape(shape) for (name, shape), piece in pieces}
+        return self._called(values, data, ())
+
+    def along(self, values: Tensor, directions: Tensor, *data: Tensor) -> Any:
+        """The same with the directions (t, k) by site."""
+        return self._called(values, data, (self._split(directions),))
+
+    def _split(self, values: Tensor) -> dict[str, Tensor]:
+        pieces = zip(self.shapes, torch.split(values, self.sizes, -1), strict=True)
+        return {n: v.reshape((*values.shape[:-1], *shape)) for (n, shape), v in pieces}
+
+    def _called(self, values: Tensor, data: tuple[Tensor, ...], given: tuple[Any, ...]) -> Any:
+        swapped = {f"model.{name}": v for name, v in self._split(values).items()}
         plain: list[tuple[nn.Module, str, Tensor]] = []
         for (kind, path, module, name), tensor in zip(self.seats, data, strict=False):
             if kind == "buffer":
@@ -176,7 +189,8 @@ class _Stand:
             else:
                 plain.append((module, name, tensor))
         with _attributes(plain):
-            return torch.func.functional_call(self.call, swapped, ())
+            # nothing in an untied copy is one tensor under two names
+            return torch.func.functional_call(self.call, swapped, given, tie_weights=False)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from operator import is_
 from types import FrameType
 from typing import Any
@@ -16,42 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, is_grad_enabled, is_inference_mode_enabled, nn
 from torch.compiler import is_compiling
+from torch.nn import Parameter
 
-from eadem.bind.group import Link
+from eadem.bind.group import LINKS, Link
 from eadem.bind.written import SiteValue
 from eadem.errors import TieBroken
 
-__all__ = ["enter_forward", "leave_forward", "read", "version_of"]
+__all__ = ["enter_forward", "leave_forward", "reader", "version_of"]
 
 _saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
-
-
-class _Kept:
-    """A value, the parameters it was computed from, and the modes and versions they had."""
-
-    __slots__ = ("grad", "held", "inference", "value", "version", "versions")
-
-    def __init__(self, link: Link) -> None:
-        self.held = held = link.parameters()
-        self.grad, self.inference = is_grad_enabled(), is_inference_mode_enabled()
-        self.versions = [version_of(p) for p in held]
-        self.value = link.of(held)
-        self.version = version_of(self.value)
-
-    def holds(self, link: Link) -> bool:
-        """Whether the link would compute the same value now."""
-        held = link.parameters()
-        return (
-            self.grad is is_grad_enabled()
-            and self.inference is is_inference_mode_enabled()
-            and all(map(is_, self.held, held))
-            and self.versions == [version_of(p) for p in held]
-        )
-
-    @property
-    def written(self) -> bool:
-        """Whether something was written into the value."""
-        return self.version is not None and self.value._version != self.version
 
 
 def version_of(value: Tensor) -> int | None:
@@ -62,6 +36,36 @@ def version_of(value: Tensor) -> int | None:
         return value._version
     except RuntimeError:
         return None
+
+
+#: A value and its version, the parameters it was computed from and theirs, and whether
+#: gradients and inference mode were on. A plain tuple: making it calls nothing.
+_Kept = tuple[Tensor, int | None, Sequence[Tensor], Sequence[int | None], bool, bool]
+
+
+def _keep(link: Link) -> _Kept:
+    held = link.parameters()
+    versions = [version_of(p) for p in held]
+    value = link.of(held)
+    modes = is_grad_enabled(), is_inference_mode_enabled()
+    return (value, version_of(value), held, versions, *modes)
+
+
+def _holds(kept: _Kept, link: Link) -> bool:
+    """Whether the link would compute the same value now."""
+    _, _, before, versions, grad, inference = kept
+    held = link.parameters()
+    return (
+        grad is is_grad_enabled()
+        and inference is is_inference_mode_enabled()
+        and all(map(is_, before, held))
+        and [*versions] == [version_of(p) for p in held]
+    )
+
+
+def _written(kept: _Kept) -> bool:
+    """Whether something was written into the value."""
+    return kept[1] is not None and kept[0]._version != kept[1]
 
 
 def _lost(link: Link) -> TieBroken:
@@ -128,31 +132,66 @@ def leave_forward(module: nn.Module, args: Any, output: Any) -> None:
     if now.depth == 0:
         _thread.forward = None
         for link, kept in now.kept.items():
-            if kept.written:
+            if kept[1] is not None and kept[0]._version != kept[1]:
                 raise _lost(link)
 
 
-def read(link: Link) -> Tensor:
-    """A computed site's value: fresh, or the one that this forward has computed already."""
-    if is_compiling():
-        return link.compute()
-    now = _thread.forward
-    if now is None:
+def reader(
+    attr: str, broken: Callable[[nn.Module, str], TieBroken]
+) -> Callable[[nn.Module], Tensor]:
+    """What reads a computed site of a module: fresh, or as this forward has computed it.
+
+    Every layer calls it between pieces of arithmetic that leave no Python in the caches, where
+    a Python call takes microseconds, so what is common (the first read in a forward of a site
+    picked from one parameter) is written out here. `broken(module, attr)` is the error where
+    an owner is gone.
+    """
+
+    def get(self: nn.Module) -> Tensor:
+        try:
+            link: Link = self.__dict__[LINKS][attr]
+            if is_compiling():
+                return link.compute()
+            now = _thread.forward
+            if now is None:
+                return _outside(link)
+            if _saved_tensors_hooks(False) is not None:
+                return link.compute()  # activation checkpointing must see the same work twice
+            kept = now.kept
+            if link in kept:
+                return _again(link, now)
+            if link.direct is not None and not is_inference_mode_enabled():
+                module, name, owner = link.sources[0]
+                p = module._parameters[name]
+                if type(p) is Parameter and p.shape == owner.shape:
+                    try:
+                        version: int | None = p._version
+                    except RuntimeError:  # it is made of a tensor of inference mode
+                        version = None
+                    value = link.direct(p)
+                    state = value._version, (p,), (version,)
+                    kept[link] = (value, *state, is_grad_enabled(), False)
+                    return value
+            found = kept[link] = _keep(link)
+            return found[0]
+        except (AttributeError, KeyError) as e:
+            raise broken(self, attr) from e
+
+    return get
+
+
+def _again(link: Link, now: _Forward) -> Tensor:
+    """A site that has been read in this forward."""
+    if not now.runs():
+        _thread.forward = None
         return _outside(link)
-    if _saved_tensors_hooks(False) is not None:
-        return link.compute()  # activation checkpointing must see the same work twice
-    found = now.kept.get(link)
-    if found is not None:
-        if not now.runs():
-            _thread.forward = None
-            return _outside(link)
-        if found.written:
-            del now.kept[link]  # said once
-            raise _lost(link)
-        if found.holds(link):
-            return found.value
-    found = now.kept[link] = _Kept(link)
-    return found.value
+    found = now.kept[link]
+    if _written(found):
+        del now.kept[link]  # said once
+        raise _lost(link)
+    if not _holds(found, link):
+        found = now.kept[link] = _keep(link)
+    return found[0]
 
 
 def _outside(link: Link) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from eadem._plan import Plan, PlanArrays
 from eadem.bind import alike, free_vector, resolved, site_coordinates, trainable
 from eadem.errors import TieConflict, Unsupported
-from eadem.joint import Joint, NotABlock, residual_of
+from eadem.joint import Joint, NotABlock, has_slope, residual_of, slope_or_value
 from eadem.maps.base import numel
 from eadem.solvers._reduce import agreed, pooled
 from eadem.solvers.blocks import Batch, Problem
@@ -116,10 +116,19 @@ def _batches(
 ) -> list[Batch]:
     apart = alone or []
     together = {n: m for n, m in parts.items() if n not in apart}
-    found = alike(model, together, plan.slices, residual_of)
+    found = alike(model, together, plan.slices, slope_or_value)
     for name in apart:
-        found += alike(model, {name: parts[name]}, plan.slices, residual_of)
-    return [Batch(a.names, a.sites, a.function, a.data) for a in found]
+        found += alike(model, {name: parts[name]}, plan.slices, slope_or_value)
+    return [
+        Batch(
+            a.names,
+            a.sites,
+            a.function,
+            a.data,
+            a.along if has_slope(parts[a.names[0]]) else None,
+        )
+        for a in found
+    ]
 
 
 def _differing(problem: Problem, parts: dict[str, nn.Module]) -> list[str]:

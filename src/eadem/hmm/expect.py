@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from eadem.hmm import halves, kernels
+from eadem.hmm import halves, kernels, lanes
 
 __all__ = ["Expected", "Frames", "decode", "expect", "log_likelihood"]
 
@@ -359,10 +359,10 @@ def _recursion(
             )
             which = which[~short]
     elif K <= COMPILED_IN and len(which) >= 3:
-        short = lengths * (kernels.LANES * K) <= KEPT
+        short = lengths * (lanes.WIDTH * K) <= KEPT
         together = which[short]
         if len(together) >= 3:
-            kernels.abreast(
+            lanes.abreast(
                 frames.x,
                 frames.bounds,
                 together,

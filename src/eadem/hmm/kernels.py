@@ -23,8 +23,6 @@ from numba import njit
 __all__ = [
     "COLLAPSED",
     "FLUSHED",
-    "LANES",
-    "abreast",
     "forward",
     "lockstep",
     "logspace",
@@ -35,8 +33,6 @@ __all__ = [
 
 #: What is smaller is zero.
 FLUSHED = 1e-250
-#: Sequences that `abreast` takes at a time.
-LANES = 4
 #: Multiplications of one matrix product. BLAS takes threads of its own for larger ones, under
 #: one lock, so that two threads of ours would wait for each other.
 PRODUCT = 2**18
@@ -279,97 +275,6 @@ def lockstep(  # type: ignore[no-untyped-def]
                     n = min(piece, T - t)
                     earlier = alpha[t - 1 : t - 1 + n].reshape((n * S, K))
                     moved += np.dot(earlier.T, v[:n].reshape((n * S, K)))
-
-
-@_fast
-def abreast(  # type: ignore[no-untyped-def]
-    x, bounds, which, table, start, move, dims, begun, moved, stat, replace, found
-):
-    """The same as `scaled`, `LANES` sequences in turn for each frame: what one of them waits
-    for is done while the others are, and sums stay in registers. `which` longest first.
-    """
-    K = len(dims)
-    longest = bounds[which[0] + 1] - bounds[which[0]]
-    alpha = np.empty((longest, LANES, K))
-    scale = np.empty((longest, LANES))
-    u, v, beta = np.empty((LANES, K)), np.empty((LANES, K)), np.empty((LANES, K))
-    product, low, length = np.empty(LANES), np.empty(LANES, np.int64), np.empty(LANES, np.int64)
-    for lead in range(0, which.shape[0], LANES):
-        S = min(LANES, which.shape[0] - lead)
-        for l in range(S):
-            i = which[lead + l]
-            low[l], length[l] = bounds[i], bounds[i + 1] - bounds[i]
-            product[l] = 1.0
-            found[i] = 0.0
-        live = S
-        for t in range(length[0]):
-            while length[live - 1] <= t:
-                live -= 1
-            for l in range(live):
-                row = x[low[l] + t]
-                z = 0.0
-                if t == 0:
-                    for j in range(K):
-                        c = start[j] * table[row, j]
-                        u[l, j] = c
-                        z += c
-                else:
-                    for j in range(K):
-                        c = 0.0
-                        for i in range(K):
-                            c += alpha[t - 1, l, i] * move[i, j]
-                        c *= table[row, j]
-                        u[l, j] = c
-                        z += c
-                if z > COLLAPSED:
-                    r = 1.0 / z
-                    product[l] *= z
-                    if product[l] < 1e-150:
-                        found[which[lead + l]] += np.log(product[l])
-                        product[l] = 1.0
-                else:
-                    r = 0.0
-                    found[which[lead + l]] = np.nan
-                scale[t, l] = r
-                for j in range(K):
-                    c = u[l, j] * r
-                    alpha[t, l, j] = c if c > FLUSHED else 0.0
-        for l in range(S):
-            found[which[lead + l]] += np.log(product[l])
-            for j in range(K):
-                beta[l, j] = 1.0
-        live = 0
-        for t in range(length[0] - 1, -1, -1):
-            while live < S and length[live] > t:
-                live += 1
-            for l in range(live):
-                row = x[low[l] + t]
-                r = scale[t, l]
-                for j in range(K):
-                    c = table[row, j] * beta[l, j] * r
-                    v[l, j] = c if c > FLUSHED else 0.0
-                if replace:
-                    for j in range(K):
-                        stat[row, j] = alpha[t, l, j] * beta[l, j]
-                else:
-                    for j in range(K):
-                        stat[row, j] += alpha[t, l, j] * beta[l, j]
-                if t == 0:
-                    for j in range(K):
-                        begun[j] += alpha[t, l, j] * beta[l, j]
-                else:
-                    for i in range(K):
-                        c = 0.0
-                        for j in range(K):
-                            c += move[i, j] * v[l, j]
-                        beta[l, i] = c
-            if t > 0:
-                for i in range(K):
-                    for j in range(K):
-                        c = 0.0
-                        for l in range(live):
-                            c += alpha[t - 1, l, i] * v[l, j]
-                        moved[i, j] += c
 
 
 @_exact

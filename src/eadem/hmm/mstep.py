@@ -281,7 +281,9 @@ class Simplex:
             if (p > 0).all() and np.abs(g.rows @ p - 1).max(initial=0) < 1e-13:
                 continue
             start[g.theta] = _interior(g)
-        return self.maximise(np.maximum(wanted, 0.0), start)
+        found = self.maximise(np.maximum(wanted, 0.0), start)
+        # Rows that sum to one already stay as they are, to the last bit.
+        return np.where(np.abs(found - theta) < 1e-15, theta, found)
 
 
 def _components(graph: Any) -> Ints:

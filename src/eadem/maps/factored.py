@@ -220,7 +220,11 @@ class Factored(Map):
         if self.side == "columns":
             inner = x.index_select(-1, self._place("_at", x))
             rest = x.index_select(-1, self._place("_rest", x))
-            return linear(inner + linear(rest, t), c, bias)
+            if torch.is_autocast_enabled(x.device.type):  # products in place are not cast
+                return linear(inner + linear(rest, t), c, bias)
+            flat = inner.view(-1, self.rank)
+            flat = flat.addmm_(rest.view(-1, t.shape[1]), t.t())
+            return linear(flat.view(inner.shape), c, bias)
         inner = linear(x, c)
         both = torch.cat([inner, linear(inner, t)], dim=-1)
         found = both.index_select(-1, self._place("_back", x))

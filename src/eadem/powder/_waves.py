@@ -51,14 +51,15 @@ class Waves:
         return (2 if self.dispersive else 1) * (1 if self.centric else 2)
 
     def value(self, w: Array, *constants: Array) -> Array:
-        return self._along(np.zeros((0, len(w))), w, constants, False)[0]
+        return self.both(np.zeros((0, len(w))), w, *constants, sloped=False)[0]
 
     def push(self, v: Array, w: Array, *constants: Array) -> Array:
-        return self._along(v, w, constants, True)[1]
+        return self.both(v, w, *constants)[1]
 
-    def _along(
-        self, v: Array, w: Array, constants: tuple[Array, ...], sloped: bool
+    def both(
+        self, v: Array, w: Array, *constants: Array, sloped: bool = True
     ) -> tuple[Array, Array]:
+        """`value` and `push`; the latter nothing unless `sloped`."""
         n = len(constants[0])
         value, pushed = np.empty((1 + self.parts, n)), np.zeros((len(v), 1 + self.parts, n))
         kind = (self.isotropic, self.centric, self.dispersive, sloped)

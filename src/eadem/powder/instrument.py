@@ -167,9 +167,13 @@ class Instrument(nn.Module):
         each = [getattr(self, name) for name in SCALARS]
         each[-2], each[-1] = each[-2] + strain, each[-1] + size
         w = torch.cat([inverse_d2, self.wavelength, torch.stack(each)])
+        return Peaks(*known(self.lines, w, self.ratios))
+
+    @property
+    def lines(self) -> Lines:
+        """What makes peaks of reflections."""
         xray = self.radiation == "xray"
-        kernel = Lines(xray, self.polarisation if xray else 0.0)
-        return Peaks(*known(kernel, w, self.ratios))
+        return Lines(xray, self.polarisation if xray else 0.0)
 
 
 def _column(values: object) -> Tensor:

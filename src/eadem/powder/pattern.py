@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import cast
 
 import numpy as np
@@ -13,8 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eadem.errors import DataError, ShapeError, Unsupported
+from eadem.powder._band import LEAST, Band
+from eadem.powder._known import known
+from eadem.powder._whole import SKEW, Whole
 from eadem.powder.data import Data
-from eadem.powder.instrument import Instrument
+from eadem.powder.instrument import SCALARS, Instrument
 from eadem.powder.phase import Phase
 from eadem.powder.profile import peaks
 from eadem.powder.reflections import reflections
@@ -166,7 +170,74 @@ class Pattern(nn.Module):
 
     def residual(self) -> Tensor:
         """(observed − calculated)/σ, (points,)."""
-        return (self.y - self.calculated()) / self.sigma
+        if not self._at_once:
+            return (self.y - self.calculated()) / self.sigma
+        return known(self._whole, self._joined(lambda n: attrgetter(n)(self)), *self._constants)
+
+    def residual_jvp(self, along: Mapping[str, Tensor]) -> Tensor:
+        """The derivative of `residual()` along t directions at once, (t, points), as blocks of
+        an `eadem.Joint` may have it; `along` by parameter, (t, *shape).
+
+        NotImplemented, and torch's own way taken, where a phase has anisotropic displacements
+        or a preferred orientation, or the asymmetry is that of Finger, Cox & Jephcoat.
+        """
+        if not self._at_once or any(d.anisotropic for d in self._listed):
+            return NotImplemented
+        with torch.no_grad():
+            given = [self._joined(lambda n: attrgetter(n)(self)), *self._constants]
+            v = self._joined(lambda n: along[n]).numpy()
+            found = self._whole.push(v, *(g.contiguous().numpy() for g in given))
+        return torch.from_numpy(found)
+
+    @property
+    def _at_once(self) -> bool:
+        """Whether one kernel goes from the parameters to the residual."""
+        slits = self.instrument.asymmetric and self.instrument.asymmetry.shape[0] != SKEW
+        twice = len(set(self.phases.values())) < len(self.names)
+        return not (self.oriented or slits or twice) and self.width >= LEAST
+
+    @property
+    def _listed(self) -> list[Diffraction]:
+        return [cast(Diffraction, self.diffraction[name]) for name in self.names]
+
+    @property
+    def _whole(self) -> Whole:
+        every = self._listed
+        band = Band(self.width, self.instrument.asymmetric)
+        sizes = tuple(d.size for d in every)
+        return Whole(tuple(d.waves for d in every), sizes, self.instrument.lines, band)
+
+    @property
+    def _constants(self) -> tuple[Tensor, ...]:
+        """The constants of `Whole`."""
+        observed = self.y if self.baseline is None else self.y - self.baseline
+        found = [self.instrument.ratios, self.x, observed, self.sigma, self.chebyshev]
+        for name, each in zip(self.names, self._listed, strict=True):
+            found += [cast(_Listed, self.tables[name]).multiplicity, *each.constants]
+        return tuple(found)
+
+    def _joined(self, get: Callable[[str], Tensor]) -> Tensor:
+        """The numbers of `Whole`, (…, k), from values or directions by name."""
+        found = []
+        scale = get("scale")
+        none = torch.zeros_like(scale[..., :1])
+        for i, (name, each) in enumerate(zip(self.names, self._listed, strict=True)):
+            inside = self._inside(get, name)
+            found += [each.numbers(inside, self.phases[name].share), scale[..., i : i + 1]]
+            several = len(self.names) > 1
+            found += [get(n)[..., i : i + 1] if several else none for n in ("strain", "size")]
+        inside = self._inside(get, "instrument")
+        found += [inside("wavelength"), torch.stack([inside(n) for n in SCALARS], -1)]
+        skew = (
+            inside("asymmetry")
+            if self.instrument.asymmetric
+            else none.repeat_interleave(SKEW, -1)
+        )
+        return torch.cat([*found, skew, get("background")], -1)
+
+    @staticmethod
+    def _inside(get: Callable[[str], Tensor], name: str) -> Callable[[str], Tensor]:
+        return lambda n: get(f"{name}.{n}")
 
     def forward(self) -> Tensor:
         """The calculated pattern."""

@@ -8,8 +8,9 @@ halves the operations.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -228,19 +229,35 @@ class Diffraction(nn.Module):
         """A constant that moves with the module and is in no checkpoint."""
         self.register_buffer(name, value, persistent=False)
 
+    @property
+    def size(self) -> int:
+        """How many numbers `Waves` takes."""
+        return 6 + 4 * len(self.order) + self.waves.isotropic + 6 * self.anisotropic
+
+    def numbers(self, get: Callable[[str], Tensor], share: Tensor) -> Tensor:
+        """What `Waves` takes, (…, numbers), from a structure's values or, unless there are
+        anisotropic atoms, from directions: `get` gives them by name, (…, *shape).
+        """
+        xyz, weight = get("xyz"), get("occupancy") * share
+        if self.reordered:
+            xyz, weight = xyz[..., self.order, :], weight[..., self.order]
+        each = [get("cell"), xyz.flatten(-2), weight]
+        if self.waves.isotropic:
+            each.append(get("u_iso"))
+        if self.anisotropic:
+            lengths = reciprocal(get("cell"))[:3].sqrt()
+            i, j = [list(x) for x in zip(*PAIRS, strict=True)]
+            each.append((get("u_aniso") * (lengths[i] * lengths[j])).reshape(-1))
+        return torch.cat(each, -1)
+
+    @property
+    def constants(self) -> tuple[Tensor, ...]:
+        """What `Waves` takes beside them."""
+        indices = (self.hkl, self.turned, self.phase, self.lattice, self.place)
+        return (*indices, self.a, self.b, self.c, self.imaginary)
+
     def forward(self, structure: Structure) -> Sums:
         """The sums at the structure's present values."""
-        xyz, weight = structure.xyz, structure.occupancy * structure.share
-        if self.reordered:
-            xyz, weight = xyz[self.order], weight[self.order]
-        each = [structure.cell, xyz.reshape(-1), weight]
-        if self.waves.isotropic:
-            each.append(structure.u_iso)
-        if self.anisotropic:
-            lengths = reciprocal(structure.cell)[:3].sqrt()
-            i, j = [list(x) for x in zip(*PAIRS, strict=True)]
-            each.append((structure.u_aniso * (lengths[i] * lengths[j])).reshape(-1))
-        constants = (self.hkl, self.turned, self.phase, self.lattice, self.place)
-        factors = (self.a, self.b, self.c, self.imaginary)
-        found = known(self.waves, torch.cat(each), *constants, *factors)
+        w = self.numbers(partial(getattr, structure), structure.share)
+        found = known(self.waves, w, *self.constants)
         return Sums(found[0], found[1:], self.waves.dispersive)

@@ -5,7 +5,8 @@ its residual is taken along the columns of φ that its sites have, J_θ = J_W φ
 forward (`torch.func.jvp`, batched by `vmap`: the calls of one product, whatever the number of
 columns), or as the transpose of the transposed product, which is the same product and takes a
 pass for each column, but of fewer calls and less memory. What torch can differentiate once only
-in reverse goes forward.
+in reverse goes forward. A block that brings a derivative of its own is asked for it instead,
+once that has agreed with torch's.
 Columns that one block reads are its own, those that several read are shared: this is the
 arrow, found from the ties.
 """
@@ -100,13 +101,16 @@ class Batch:
 
     `sites` (N, k): where the values of each are in the flat vector of all sites.
     `function(values, *rows)` gives the weighted residual of one, of any shape, from its k
-    values and its rows of `data`; torch.func differentiates it.
+    values and its rows of `data`; torch.func differentiates it. `along(values, directions,
+    *rows)`, where there is one, is its derivative along directions (t, k), (t, …), or
+    NotImplemented.
     """
 
     names: tuple[str, ...]
     sites: Tensor
     function: Callable[..., Tensor]
     data: tuple[Tensor, ...] = ()
+    along: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +145,7 @@ class _Piece:
     forward: bool = True
     transposed: bool = True
     verified: bool = False
+    direct: bool = True
 
     @property
     def sites(self) -> Tensor:
@@ -266,6 +271,11 @@ class Problem:
         t = phi.shape[2]
         if not t or not m:
             return values.new_zeros(len(values), m, t)
+        if p.direct and p.batch.along is not None:
+            own = _direct(p, values, phi, m)
+            if own is not None:
+                return own
+            p.direct = False
         numbers = len(values) * m * t
         by_column = numbers <= SMALL and (t <= FEW or numbers > LIGHT)
         if p.transposed and t <= 4 * m and (by_column or not p.forward):
@@ -318,9 +328,9 @@ class Problem:
 
     def curvature(self, point: Point, jacobians: list[Tensor], v: Tensor) -> Tensor | None:
         """Jᵀ·r″, (free,), with r″ the second derivative of r(θ + t·v) at t = 0; None where
-        torch cannot differentiate twice.
+        torch cannot differentiate twice, or a block brings its own first derivative alone.
         """
-        if not self.can_curve:
+        if not self.can_curve or any(p.direct and p.batch.along for p in self.pieces):
             return None
         first, second = self.phi.curve(point.theta, v)
         total = torch.zeros(self.phi.free, dtype=torch.float64)
@@ -340,6 +350,36 @@ class Problem:
             self.can_curve = False
             return None
         return pooled(total, self.group)
+
+
+def _direct(p: _Piece, values: Tensor, phi: Tensor, m: int) -> Tensor | None:
+    """J_W φ by the blocks themselves; None where one declines.
+
+    Raises SolverError where it is not what torch finds.
+    """
+    assert p.batch.along is not None
+    each = []
+    for i, one in enumerate(values):
+        found = p.batch.along(one, phi[i].T.contiguous(), *(d[i] for d in p.data))
+        if found is NotImplemented:
+            return None
+        t = phi.shape[2]
+        if not isinstance(found, Tensor) or found.numel() != t * m or len(found) != t:
+            what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise SolverError(
+                f"residual_jvp() of {p.name(i) or 'the model'} gave {what}; for {t} directions "
+                f"and {m} residuals it gives a tensor ({t}, …) of {t}·{m} numbers"
+            )
+        each.append(found.detach().reshape(t, m).T)
+    every = torch.stack(each) if len(each) > 1 else each[0].unsqueeze(0)
+    if not p.verified:
+        p.verified = _adjoint(p, values, phi, every)
+        if not p.verified and bool(torch.isfinite(every).all()):
+            raise SolverError(
+                f"residual_jvp() of {p.name(0) or 'the model'}, or of a block like it, is not "
+                "the derivative that torch finds of residual(); mend or remove it"
+            )
+    return every
 
 
 def _forward(p: _Piece) -> Callable[..., Tensor]:
