@@ -10,7 +10,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format bench studies docs venv clean
+.PHONY: help demo test lint format bench studies docs docs-studies venv clean
 
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m
@@ -53,6 +53,7 @@ help:
 	@echo "make bench    ratios against peers, and what becomes of a tie, into docs/"
 	@echo "make studies  every recipe in full, into runs/, and the long checks in studies/"
 	@echo "make docs     the documentation, into site/"
+	@echo "make docs-studies  into its pages, what the runs in runs/all-seed0 (or ARGS) claim"
 	@echo "make clean    remove $(VENV), caches and builds; runs/ stays"
 
 demo:
@@ -86,6 +87,9 @@ studies:
 docs:
 	@$(call install,docs)
 	@$(RUN) mkdocs build --strict $(ARGS)
+
+docs-studies: venv
+	@$(BIN)/python docs/_runs.py $(or $(ARGS),runs/all-seed0)
 
 clean:
 	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
@@ -89,14 +90,19 @@ def test_the_chinese_readme_has_the_same_example() -> None:
     assert one == other
 
 
-def hooks() -> Any:
-    """What the site is built with."""
-    spec = importlib.util.spec_from_file_location("site_hooks", DOCS / "_hooks.py")
+def script(name: str) -> Any:
+    """One of the files that the site is built with."""
+    spec = importlib.util.spec_from_file_location(f"site{name}", DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def hooks() -> Any:
+    """What the site is built with."""
+    return script("_hooks")
 
 
 def test_every_recipe_with_a_page_stands_beside_its_claims() -> None:
@@ -127,3 +133,64 @@ class _Page:
     def __init__(self, name: str) -> None:
         self.file = self
         self.src_uri = f"reference/{name}"
+
+
+def said() -> list[re.Pattern[str]]:
+    """Every text in the recipes' sources; what is put into an f-string may be anything."""
+    found = set()
+    for file in (ROOT / "src" / "eadem" / "recipes").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            values = node.values if isinstance(node, ast.JoinedStr) else [node]
+            texts = [str(v.value) if isinstance(v, ast.Constant) else "" for v in values]
+            if sum(map(len, texts)) > 8:
+                found.add(".*?".join(re.escape(text) for text in texts))
+    return [re.compile(one, re.DOTALL) for one in sorted(found)]
+
+
+def test_every_page_ends_with_its_recipes_claims_and_what_the_full_run_made_of_them() -> None:
+    runs, texts = script("_runs"), said()
+    claim = re.compile(
+        r"\*\*(C\d\d) (?:holds|does not hold)\.\*\* (.*)\n\n"
+        r"- asked: (.*)\n- expected: .*\n- measured: .*\n"
+    )
+    for name in recipes():
+        page = DOCS / "systems" / f"{name}.md"
+        marked = runs.MARKED.search(page.read_text(encoding="utf-8"))
+        assert marked, f"{name}: no section of its full run; docs/_runs.py writes it"
+        claims = claim.findall(marked[0])
+        assert claims, name
+        for key, *parts in claims:
+            assert key in hooks()._measured(page), (name, key)
+            for part in map(runs.read, parts):
+                assert any(text.fullmatch(part) for text in texts), (name, part)
+
+
+def test_a_page_is_renewed_between_its_marks_and_nowhere_else() -> None:
+    runs = script("_runs")
+    claim = {
+        "id": "C01",
+        "text": "W_a = |b| < *c*",
+        "predicate": "≤ [1]",
+        "expected": {"one": 1.0, "two": [2, 3]},
+        "measured": None,
+        "holds": False,
+    }
+    metrics = {"recipe": "a", "seed": 3, "quick": False, "claims": [claim]}
+    once = runs.renewed("# A page\n\nWords.\n", metrics)
+    assert once.startswith("# A page\n\nWords.\n\n<!-- run -->\n")
+    assert "**C01 does not hold.** W\\_a = |b| &lt; \\*c\\*" in once
+    assert "- expected: one: 1.00; two: 2, 3\n- measured: –\n" in once
+    assert runs.read(runs.written(claim["text"])) == claim["text"]
+    assert runs.renewed(once, metrics) == once
+    after = runs.renewed(f"{once}\nMore.\n", metrics | {"claims": [claim | {"holds": True}]})
+    assert after == once.replace("does not hold", "holds") + "\nMore.\n"
+
+
+def test_a_page_is_not_written_from_a_quick_run(tmp_path: Path) -> None:
+    runs = script("_runs")
+    metrics = {"recipe": "siamese", "seed": 0, "quick": True, "claims": []}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(SystemExit, match="quick"):
+        runs.main([str(tmp_path)])
+    with pytest.raises(SystemExit, match="holds no"):
+        runs.main([str(tmp_path / "nothing")])

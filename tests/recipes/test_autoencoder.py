@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import eadem
-from eadem.recipes import autoencoder as recipe
+from eadem.recipes import _autoencoder_linear as linear
+from eadem.recipes import _autoencoder_nets as nets
 from eadem.recipes import run
 
 pytest.importorskip("mlxtend")
@@ -24,13 +25,13 @@ def test_the_claims_hold(metrics):
     assert all(c["holds"] for c in metrics["claims"]), metrics["claims"]
 
 
-@pytest.mark.parametrize("depth", list(recipe.WIDTHS))
+@pytest.mark.parametrize("depth", list(nets.WIDTHS))
 def test_tied_decoders_are_the_encoders_transposed(depth):
-    model = recipe.autoencoder(recipe.WIDTHS[depth], tied=True)
+    model = nets.autoencoder(nets.WIDTHS[depth], tied=True)
     layers = [m for m in model if isinstance(m, torch.nn.Linear)]
     for down, up in zip(layers, reversed(layers), strict=True):
         assert torch.equal(up.weight, down.weight.T)
-    twin = recipe.autoencoder(recipe.WIDTHS[depth], tied=False)
+    twin = nets.autoencoder(nets.WIDTHS[depth], tied=False)
     assert not eadem.ties(twin)
     half, whole = (sum(p.numel() for p in m.parameters() if p.dim() > 1) for m in (model, twin))
     assert 2 * half == whole
@@ -46,7 +47,7 @@ def test_without_a_penalty_the_linear_decoder_is_no_transpose(metrics):
 def test_a_penalised_residual_adds_up_to_error_and_penalty():
     torch.manual_seed(3)
     root = torch.randn(5, 5, dtype=torch.float64)
-    model = recipe.Linear(root, 0.3)
+    model = linear.Linear(root, 0.3)
     left = (torch.eye(5, dtype=torch.float64) - model.up @ model.down) @ root
     wanted = left.square().sum() + 0.3 * (model.up.square().sum() + model.down.square().sum())
     torch.testing.assert_close(model.residual().square().sum(), wanted)

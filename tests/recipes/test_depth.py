@@ -8,7 +8,7 @@ from torch import nn
 
 import eadem
 from eadem.nn import Repeat
-from eadem.recipes import depth as recipe
+from eadem.recipes import _depth_nets as nets
 from eadem.recipes import run
 from eadem.recipes._depth_ode import Flow, saved_bytes
 
@@ -34,14 +34,14 @@ def test_budgets_are_equal(metrics):
 
 
 def test_the_widest_is_the_widest():
-    budget = eadem.counts(recipe.build("deep, untied")).free
-    width = recipe.wide(budget)
-    counts = [eadem.counts(recipe.classifier(w, 2)).free for w in (width, width + 1)]
+    budget = eadem.counts(nets.build("deep, untied")).free
+    width = nets.wide(budget)
+    counts = [eadem.counts(nets.classifier(w, 2)).free for w in (width, width + 1)]
     assert counts[0] <= budget < counts[1]
 
 
 def test_the_deep_net_starts_with_layers_apart():
-    blocks = recipe.build("deep, untied")[2].blocks
+    blocks = nets.build("deep, untied")[2].blocks
     assert (blocks[0][0].weight - blocks[1][0].weight).abs().max() > 1e-2
 
 

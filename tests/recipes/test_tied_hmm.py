@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 import eadem
+from eadem.recipes import _tied_hmm_models as models
 from eadem.recipes import run
 
 pytest.importorskip("numba")
-
-from eadem.recipes import tied_hmm as recipe
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +44,14 @@ def test_a_wrong_tie_costs_in_the_end(metrics):
 
 def test_the_tied_fixed_point_pools_the_counts_of_both_states():
     """At the end of EM the shared row is the posterior-weighted frequency of both states."""
-    right = recipe.truth()
-    data = recipe.drawn(right, 30, 4)
-    hmm = recipe.fitted(right, data, tied=True)
+    right = models.truth()
+    data = models.drawn(right, 30, 4)
+    hmm = models.fitted(right, data, tied=True)
     _, posterior = hmm.score_samples(data)
     symbols = np.concatenate(data)[:, 0]
     counts = np.array([[posterior[symbols == m, k].sum() for m in range(6)] for k in (0, 2)])
     pooled = counts.sum(0) / counts.sum()
     np.testing.assert_allclose(hmm.emissionprob_[0], pooled, atol=2e-4)
     assert (hmm.emissionprob_[0] == hmm.emissionprob_[2]).all()
-    assert (hmm.transmat_[recipe.MOVES == 0] == 0).all()
-    assert eadem.counts(hmm).free == eadem.counts(recipe.fitted(right, data, False)).free - 5
+    assert (hmm.transmat_[models.MOVES == 0] == 0).all()
+    assert eadem.counts(hmm).free == eadem.counts(models.fitted(right, data, False)).free - 5

