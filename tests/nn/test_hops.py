@@ -135,7 +135,7 @@ def test_tying_a_trained_layer_takes_the_nearest_products():
 
 def test_starts_as_the_mean_over_hops():
     conv = HopConv(5, 4, K=3)
-    assert torch.equal(conv.hops.detach(), torch.full((4,), 0.25))
+    assert torch.equal(conv.hops.detach(), torch.ones(4))
     assert torch.equal(conv.bias.detach(), torch.zeros(4))
     twice = copy.deepcopy(conv)
     twice.reset_parameters()

@@ -35,7 +35,7 @@ class HopConv(MessagePassing):  # type: ignore[misc]
     """Σₖ sₖ Âᵏ X W + b over the hops k = 0 … `K`: one transform W, one scalar sₖ a hop.
 
     `lin.weight` is Wᵀ (out_channels, in_channels), `hops` the scalars (K + 1,), which start
-    at 1 / (K + 1): every hop counts alike. Arguments and the normalisation,
+    at 1: a `TAGConv` whose matrices start alike. Arguments and the normalisation,
     Â = D^−½ A D^−½ without self-loops, are those of PyG's `TAGConv` (Du et al.,
     arXiv:1710.10370), whose twin it is under `tie_hops`. Features are transformed before they
     travel, so a hop costs out_channels numbers an edge.
@@ -76,10 +76,10 @@ class HopConv(MessagePassing):  # type: ignore[misc]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """W as `TAGConv` draws one of its own, every scalar 1 / (K + 1), the bias zero."""
+        """W as `TAGConv` draws one of its own, every scalar 1, the bias zero."""
         super().reset_parameters()
         self.lin.reset_parameters()
-        nn.init.constant_(self.hops, 1 / (self.K + 1))
+        nn.init.ones_(self.hops)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -171,7 +171,7 @@ def tie_hops(conv: TAGConv, start: Tensor | None = None) -> None:
 
     θ is (s₀ … s_K, W), flat, and lies in `lins.0.weight`. `start` is its value; without it, W
     and s are the best of rank one for the matrices as they are (the first pair of singular
-    vectors of the stacked, flattened matrices), s of mean 1 / (K + 1) where that can be. The
+    vectors of the stacked, flattened matrices), s of mean 1 where that can be. The
     tie is one of `eadem.tie` by `eadem.Function`, so counts, tests and twins know it:
     of its (K + 1) + in · out numbers one is free to move between s and W and not counted.
 
@@ -212,5 +212,5 @@ def _nearest(conv: TAGConv) -> Tensor:
     rows = torch.stack([lin.weight.reshape(-1) for lin in conv.lins])
     left, size, right = torch.linalg.svd(rows, full_matrices=False)
     mean = left[:, 0].mean()
-    scale = mean * len(rows) if abs(mean) > 1e-3 else torch.ones_like(mean)
+    scale = mean if abs(mean) > 1e-3 else torch.ones_like(mean)
     return torch.cat([left[:, 0] / scale, right[0] * size[0] * scale])

@@ -37,7 +37,7 @@ def _rows(sets: Mapping[str, Any]) -> list[list[str]]:
                     title,
                     numbers.count(model["parameters"]),
                     f"{100 * mean(model['accuracy']):.1f} ± {spread}",
-                    f"{setting['dropout']:g}, {setting['decay']:g}",
+                    ", ".join(f"{setting[key]:g}" for key in ("dropout", "decay", "rate")),
                 ]
             )
     return found
@@ -141,7 +141,7 @@ def report(folder: Path) -> None:
                 [
                     _accuracies(sets),
                     page.table(
-                        ["set", "network", "parameters", "accuracy, %", "dropout, decay"],
+                        ["set", "network", "parameters", "accuracy, %", "dropout, decay, rate"],
                         _rows(sets),
                         numeric=(2, 3, 4),
                     ),

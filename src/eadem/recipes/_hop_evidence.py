@@ -20,7 +20,7 @@ from eadem.evidence import ScoreTest
 from eadem.nn import HopConv
 from eadem.recipes._hop_networks import HOPS, Graph
 
-__all__ = ["Hopped", "drawn", "fitted", "hopped", "summary", "verdict"]
+__all__ = ["Hopped", "drawn", "fitted", "hopped", "judged", "summary", "verdict"]
 
 COMPONENTS = 16
 
@@ -130,3 +130,14 @@ def summary(model: TAGConv, data: Hopped, found: ScoreTest) -> dict[str, Any]:
         "scalars": (scalars / scalars.abs().sum() * scalars.sum().sign()).tolist(),
         "hops": hops,
     }
+
+
+def judged(graph: Graph, draws: int, seed: int) -> dict[str, Any]:
+    """The verdict on the labels as they are, and on `draws` of which the tie is true."""
+    data = hopped(graph)
+    model = fitted(data)
+    found = summary(model, data, verdict(model, data))
+    generator = torch.Generator().manual_seed(seed)
+    true = [drawn(model, data, generator) for _ in range(draws)]
+    found["true"] = [verdict(fitted(d), d).pvalue for d in true]
+    return found
