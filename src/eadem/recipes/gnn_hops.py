@@ -22,7 +22,7 @@ its standard errors (a quick run has Cora alone, two repeats of 40 epochs and on
 only asks for fewer parameters and more than 60 %). The evidence is the score test of one
 transform against a matrix a hop, in a multinomial regression on 16 principal components of the
 words; it is shown again on labels drawn from the tied fit, where the tie is true.
-Expected run time: 8 minutes, 15 s when quick.
+Expected run time: 9 minutes, 15 s when quick.
 """
 
 from __future__ import annotations
