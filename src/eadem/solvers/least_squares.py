@@ -16,9 +16,10 @@ from torch import Tensor
 from eadem.errors import ShapeError
 from eadem.maps.base import Map, numel
 from eadem.solvers._reduce import agreed, pooled
-from eadem.solvers.blocks import Batch, Problem, through
+from eadem.solvers.blocks import Batch, Problem
 from eadem.solvers.levenberg import Settings, minimise
 from eadem.solvers.solution import Solution, SolverError
+from eadem.solvers.through import through
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
