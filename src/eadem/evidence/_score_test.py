@@ -13,6 +13,7 @@ from eadem.evidence._boundary import boundary_notes
 from eadem.evidence._clusters import Cluster, ClusterRow, cluster_ids, robust_test, sensitivity
 from eadem.evidence._iterative import EXACT, KEPT, ROWS, Iterative
 from eadem.evidence._likelihood import Density, Information, Likelihood
+from eadem.evidence._merging import refuse_merging
 from eadem.evidence._release import Release, directions, trained
 from eadem.evidence.score import NullFit, Projection, ScoreResult
 from eadem.maps.base import LinearMap
@@ -125,7 +126,8 @@ def score_test(
     "outer" and solved by conjugate gradients, and the robust form is given for up to 128
     released directions.
 
-    Raises EvidenceError where the densities, the release or the clusters do not fit.
+    Raises EvidenceError where the densities, the release or the clusters do not fit, and where
+    a tie merges states of a hidden Markov model, so that other values lose their meaning.
 
     Two counts, tied: is Poisson 30 against Poisson 50 one rate?
 
@@ -166,7 +168,9 @@ def verdict(
 ) -> ScoreTest:
     """The score test from its pieces, for `n` observations; arguments as in `score_test`."""
     ids = cluster_ids(cluster, n)
-    found = work.project(directions(model, release))
+    released = directions(model, release)
+    refuse_merging(model, released)
+    found = work.project(released)
     notes = [*found.notes, *work.notes]
     along = work.along(found)
     result = found.result(robust_test(found, along, ids, notes), notes)

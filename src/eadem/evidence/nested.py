@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from eadem.bind import at_sites, resolved, trainable
 from eadem.evidence._clusters import Cluster, cluster_ids, summed
 from eadem.evidence._likelihood import Density, Information, Likelihood
+from eadem.evidence._merging import refuse_merging
 from eadem.evidence._release import fitted, picked, trained
 from eadem.evidence.score import (
     NESTED,
@@ -91,7 +92,8 @@ def wald_test(
     `untied` is at its maximum; of `tied` only the plan is used (of a non-linear tie, its
     tangent at the model's values). The other arguments are those of `score_test`. With R the
     constraints within what `untied` allows and the data identify,
-    W = (RŴ)ᵀ(RΣ̂Rᵀ)⁻¹RŴ (Wald 1943). Raises EvidenceError where the models are not nested.
+    W = (RŴ)ᵀ(RΣ̂Rᵀ)⁻¹RŴ (Wald 1943). Raises EvidenceError where the models are not nested, and
+    where the ties merge states (see `score_test`).
 
     >>> import eadem
     >>> def rates(*values):
@@ -108,6 +110,7 @@ def wald_test(
     (5.0, 1, 0.0253)
     """
     null, wide = _nested(tied, untied)
+    refuse_merging(tied, wide)
     at = Likelihood(untied, log_density, data)
     ids = cluster_ids(cluster, at.n)
     scores = at.scores()
@@ -145,7 +148,8 @@ def likelihood_ratio_test(
 
     The degrees of freedom are the difference of the free values that the data identify in
     each, by the rank of φᵀIφ at its fit. The other arguments are those of `score_test`.
-    Raises EvidenceError where the models are not nested, or where the wider one fits worse.
+    Raises EvidenceError where the models are not nested, where the wider one fits worse, and
+    where the ties merge states (see `score_test`).
 
     >>> import eadem
     >>> def rates(*values):
@@ -160,7 +164,7 @@ def likelihood_ratio_test(
     >>> print(likelihood_ratio_test(tied, untied, log_density, count))
     likelihood ratio test: χ²(1) = 5.053, p = 0.0246
     """
-    _nested(tied, untied)
+    refuse_merging(tied, _nested(tied, untied)[1])
     fits = [_fitted(m, log_density, data, information) for m in (tied, untied)]
     return _ratio(*fits)
 
@@ -303,10 +307,16 @@ def compare(
     if residual is not None:
         residuals = {n: _residual(m, residual, data) for n, m in models.items()}
     tests: dict[str, tuple[ChiSquare, ChiSquare | None]] = {}
+    notes = []
     for a, b in itertools.pairwise(models):
         try:
-            _nested(models[a], models[b])
+            wide = _nested(models[a], models[b])[1]
         except EvidenceError:
+            continue
+        try:
+            refuse_merging(models[a], wide)
+        except EvidenceError as error:
+            notes.append(f"{a}, not tested against {b}: {error}")
             continue
         found = _ratio(fits[a], fits[b])
         ratio = ChiSquare(found.statistic, found.df, found.pvalue)
@@ -318,7 +328,7 @@ def compare(
         ratio_f = tests.get(name, (None, None))
         aic, bic = deviance + 2 * fit.free, deviance + math.log(fit.n) * fit.free
         rows.append(Fitted(name, fit.density, fit.free, aic, bic, *ratio_f))
-    notes = [f"{n}: {note}" for n, fit in fits.items() for note in fit.notes]
+    notes += [f"{n}: {note}" for n, fit in fits.items() for note in fit.notes]
     return Comparison(tuple(rows), tuple(notes))
 
 

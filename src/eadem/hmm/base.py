@@ -23,6 +23,7 @@ from eadem.hmm.estimator import Estimator, random
 from eadem.hmm.expect import Expected, Frames
 from eadem.hmm.fitting import Fitting, Member, begin, centred, normalize, write
 from eadem.hmm.gradient import climb
+from eadem.hmm.identify import drawn_scores
 from eadem.hmm.monitor import ConvergenceMonitor
 from eadem.hmm.mstep import Affine, ascend, over, symmetric
 
@@ -382,9 +383,10 @@ class HMM(nn.Module, Estimator, ABC):
         data = self._data(*observations(X, lengths))
         return log_densities(self, data, {name: getattr(self, name) for name in self.letters})
 
-    def forward(self, X: Any, lengths: Sequence[int] | None = None) -> Tensor:
-        """`log_density`."""
-        return self.log_density(X, lengths)
+    #: What a tie that merges states makes the data forget; evidence asks it.
+    drawn_scores = drawn_scores
+
+    forward = log_density
 
     # Fitting.
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from eadem.hmm import halves, kernels, lanes
+from eadem.hmm import halves, kernels, lanes, levels
 
 __all__ = ["Expected", "Frames", "decode", "expect", "log_likelihood"]
 
@@ -154,20 +154,64 @@ def _at_once(work: Sequence[Callable[[], None]]) -> None:
         raise errors[0]
 
 
-def _unsafe(frames: Frames, start: Floats, move: Floats) -> npt.NDArray[np.bool_]:
-    """Sequences in which a density was flushed to zero while some moves are impossible: what
-    was lost could not come back by itself, and might have mattered.
+def _scaled(frames: Frames, start: Floats, move: Floats, threads: int) -> Floats:
+    """Log-likelihoods less the shifts, by scaled numbers; NaN where these lose something."""
+    x, bounds, dims = frames.x, frames.bounds, _dims(len(start))
+    found = np.empty(len(bounds) - 1)
+
+    def run(which: Ints) -> None:
+        kernels.forward(x, bounds, which, frames.table, start, move, dims, found)
+        if rounded is not None:
+            levels.watch(x, bounds, which, *rounded, dims, found)
+
+    rounded = None if _mixes(start, move) else _rounded_up(frames, start, move)
+    _at_once([partial(run, s) for s in _shares(frames.lengths, threads)])
+    return found
+
+
+def _mixes(start: Floats, move: Floats) -> bool:
+    """Whether every move is possible: then a state cannot fall so far behind the others that
+    it matters when it comes back.
     """
-    none = np.zeros(len(frames.bounds) - 1, dtype=bool)
-    if (move > 0).all() and (start > 0).all():
-        return none
-    rows = np.flatnonzero((frames.table < kernels.FLUSHED).any(axis=1))
-    if not len(rows):
-        return none
-    lost = (np.isfinite(frames.logs(rows)) & (frames.table[rows] < kernels.FLUSHED)).any(axis=1)
-    bad = np.zeros(len(frames.table), dtype=bool)
-    bad[rows[lost]] = True
-    found: npt.NDArray[np.bool_] = np.logical_or.reduceat(bad[frames.x], frames.bounds[:-1])
+    return bool((move > levels.MOVE).all() and (start > levels.MOVE).all())
+
+
+def _rounded_up(frames: Frames, start: Floats, move: Floats) -> tuple[Floats, Floats, Floats]:
+    """The table, `start` and `move` that `levels.watch` takes."""
+    least = levels.MOVE
+    begin = np.where((start > 0) & (start < least), least, start)
+    go = np.where((move > 0) & (move < least), least, move)
+    table = frames.table
+    rows = np.flatnonzero((table < levels.LEAST).any(axis=1))
+    if len(rows):
+        some = np.isfinite(frames.logs(rows)) & (table[rows] < levels.LEAST)
+        if some.any():
+            table = table.copy()
+            table[rows] = np.where(some, levels.LEAST, table[rows])
+    return table, begin, go
+
+
+def _leveled(
+    frames: Frames, which: Ints, start: Floats, move: Floats, into: Any, threads: int
+) -> Floats:
+    """The log-likelihoods less the shifts of sequences in numbers of any size; each one's
+    counts go to `into(i, begun, moved, posterior)`.
+    """
+    K = len(start)
+    with np.errstate(divide="ignore"):
+        given = [*levels.split(np.log(start)), *levels.split(np.log(move))]
+    found = np.empty(len(which))
+
+    def run(places: Ints) -> None:
+        for k in places:
+            rows = frames.x[frames.bounds[which[k]] : frames.bounds[which[k] + 1]]
+            logs = frames.logs(rows) - frames.shift[rows][:, None]
+            begun, moved, posterior = np.zeros(K), np.zeros((K, K)), np.zeros(logs.shape)
+            found[k] = levels.recursion(*levels.split(logs), *given, begun, moved, posterior)
+            into(which[k], begun, moved, posterior)
+
+    if len(which):
+        _at_once([partial(run, s) for s in _shares(frames.lengths[which], threads)])
     return found
 
 
@@ -191,10 +235,12 @@ def expect(
     lengths = frames.lengths
     found = np.empty(n)
     chunk = max(64, KEPT // K) if chunk is None else chunk
-    unsafe = _unsafe(frames, start, move)
-    easy = np.flatnonzero(~unsafe)
-    found[unsafe] = np.nan
     threads = torch.get_num_threads() if threads is None else threads
+    if _mixes(start, move):
+        easy = np.arange(n)
+    else:
+        found = _scaled(frames, start, move, threads)
+        easy = np.flatnonzero(~np.isnan(found))
     parts = n if each else 1
     stat_of = frames.shared and each
     firsts, moves = np.zeros((parts, K)), np.zeros((parts, K, K))
@@ -243,29 +289,21 @@ def expect(
             work.append(lambda share=share: run(easy[share]))
         _at_once(work)
     moves *= move
-    for i in np.flatnonzero(np.isnan(found)):
-        at = slice(frames.bounds[i], frames.bounds[i + 1])
-        rows = frames.x[at]
-        posterior = np.zeros((len(rows), K))
-        with np.errstate(divide="ignore"):
-            k = i if each else 0
-            found[i] = (
-                kernels.logspace(
-                    np.ascontiguousarray(frames.logs(rows)),
-                    np.log(start),
-                    np.log(move),
-                    firsts[k],
-                    moves[k],
-                    posterior,
-                )
-                - frames.shift[rows].sum()
-            )
-        if frames.shared:
-            stat = np.zeros_like(frames.table) if stats is None else stats[i]
-            np.add.at(stat, rows, posterior)
-            pooled.append(stat)
-        else:
-            frames.table[rows] = posterior
+
+    def exact(i: int, begun: Floats, moved: Floats, posterior: Floats) -> None:
+        rows = frames.x[frames.bounds[i] : frames.bounds[i + 1]]
+        with lock:
+            firsts[i if each else 0] += begun
+            moves[i if each else 0] += moved
+            if not frames.shared:
+                frames.table[rows] = posterior
+                return
+            if stats is None and not pooled:
+                pooled.append(np.zeros_like(frames.table))
+            np.add.at(pooled[0] if stats is None else stats[i], rows, posterior)
+
+    hard = np.flatnonzero(np.isnan(found))
+    found[hard] = _leveled(frames, hard, start, move, exact, threads)
     found += frames.shifts()
     if stats is not None:
         total: Floats = stats
@@ -399,36 +437,10 @@ def log_likelihood(
     frames: Frames, start: Floats, move: Floats, *, threads: int | None = None
 ) -> Floats:
     """The log-likelihood of each sequence, (sequences,)."""
-    found = np.empty(len(frames.bounds) - 1)
-    unsafe = _unsafe(frames, start, move)
-    found[unsafe] = np.nan
-    easy = np.flatnonzero(~unsafe)
     threads = torch.get_num_threads() if threads is None else threads
-
-    def run(which: Ints) -> None:
-        kernels.forward(
-            frames.x, frames.bounds, which, frames.table, start, move, _dims(len(start)), found
-        )
-
-    if len(easy):
-        shares = _shares(frames.lengths[easy], threads)
-        _at_once([partial(run, easy[s]) for s in shares])
-    K = len(start)
-    for i in np.flatnonzero(np.isnan(found)):
-        rows = frames.x[frames.bounds[i] : frames.bounds[i + 1]]
-        logs = np.ascontiguousarray(frames.logs(rows))
-        with np.errstate(divide="ignore"):
-            found[i] = (
-                kernels.logspace(
-                    logs,
-                    np.log(start),
-                    np.log(move),
-                    np.zeros(K),
-                    np.zeros((K, K)),
-                    np.zeros_like(logs),
-                )
-                - frames.shift[rows].sum()
-            )
+    found = _scaled(frames, start, move, threads)
+    hard = np.flatnonzero(np.isnan(found))
+    found[hard] = _leveled(frames, hard, start, move, lambda *_: None, threads)
     return found + frames.shifts()
 
 

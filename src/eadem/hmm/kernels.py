@@ -25,7 +25,6 @@ __all__ = [
     "FLUSHED",
     "forward",
     "lockstep",
-    "logspace",
     "scaled",
     "shifted",
     "viterbi",
@@ -36,7 +35,7 @@ FLUSHED = 1e-250
 #: Multiplications of one matrix product. BLAS takes threads of its own for larger ones, under
 #: one lock, so that two threads of ours would wait for each other.
 PRODUCT = 2**18
-#: A frame whose z is smaller is left to the recursion in logarithms.
+#: A frame whose z is smaller is left to `levels`.
 COLLAPSED = 1e-140
 
 # Neither "nnan" nor "ninf": a z that is not a number must be seen.
@@ -289,53 +288,6 @@ def shifted(table, shift):  # type: ignore[no-untyped-def]
         shift[t] = top
         for j in range(table.shape[1]):
             table[t, j] -= top
-
-
-@_exact
-def _log_sum(values):  # type: ignore[no-untyped-def]
-    top = -np.inf
-    for w in values:
-        top = max(top, w)
-    if top == -np.inf:
-        return top
-    total = 0.0
-    for w in values:
-        total += np.exp(w - top)
-    return top + np.log(total)
-
-
-@_exact
-def logspace(table, start, move, begun, moved, posterior):  # type: ignore[no-untyped-def]
-    """One sequence in logarithms: `table` (frames, K), `start` and `move` are logarithms.
-
-    Returns the log-likelihood; where it is −∞ nothing is counted.
-    """
-    T, K = table.shape
-    alpha, u = np.empty((T, K)), np.empty(K)
-    alpha[0] = start + table[0]
-    for t in range(1, T):
-        for j in range(K):
-            for i in range(K):
-                u[i] = alpha[t - 1, i] + move[i, j]
-            alpha[t, j] = _log_sum(u) + table[t, j]
-    total = _log_sum(alpha[T - 1])
-    if total == -np.inf:
-        return total
-    beta, after = np.zeros(K), np.empty(K)
-    for t in range(T - 1, -1, -1):
-        for j in range(K):
-            posterior[t, j] = np.exp(alpha[t, j] + beta[j] - total)
-        if t == 0:
-            begun += posterior[0]
-            break
-        for j in range(K):
-            after[j] = table[t, j] + beta[j]
-        for i in range(K):
-            for j in range(K):
-                u[j] = move[i, j] + after[j]
-                moved[i, j] += np.exp(alpha[t - 1, i] + u[j] - total)
-            beta[i] = _log_sum(u)
-    return total
 
 
 @_exact
