@@ -27,6 +27,7 @@ from .look import resolved as resolved
 from .look import set_free_vector as set_free_vector
 from .look import site_values as site_values
 from .look import ties as ties
+from .look import whole_vector as whole_vector
 from .names import match as match
 from .observe import observe as observe
 from .optimizers import check_optimizers as check_optimizers

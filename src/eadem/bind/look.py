@@ -25,7 +25,7 @@ from eadem.bind.group import LINKS, BoundTie, Place, TieGroup
 from eadem.bind.names import Sites
 from eadem.bind.split import full, is_split, put
 from eadem.bind.ties import Tie
-from eadem.errors import ShapeError, TieBroken
+from eadem.errors import ShapeError, TieBroken, Unsupported
 from eadem.maps.base import LinearMap, Map, Shape, numel
 from eadem.maps.constant import on_cpu
 from eadem.maps.index import Indexed, Reshape
@@ -44,6 +44,7 @@ __all__ = [
     "resolved",
     "set_free_vector",
     "ties",
+    "whole_vector",
 ]
 
 
@@ -181,6 +182,23 @@ def free_vector(model: nn.Module) -> Tensor:
     """All free values, flat, detached, in the order of `model.parameters()`."""
     parts = [full(p.detach()).reshape(-1) for p in model.parameters()]
     return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def whole_vector(model: nn.Module, plan: Plan) -> Tensor:
+    """`free_vector`, of a model whose plan this is.
+
+    Raises Unsupported for a part of a model that reads values which another part holds.
+    """
+    theta = free_vector(model)
+    if theta.numel() != numel(plan.in_shape):
+        held = {id(p) for p in model.parameters()}
+        away = [n for n, p in Sites(model).places.items() if id(p.parameter) not in held]
+        raise Unsupported(
+            f"{type(model).__name__} is a part of a tied model: the values of "
+            f"{', '.join(away[:4]) or 'its sites'} are held by another part; give the whole "
+            "model, or eadem.twin of this part, which has values of its own"
+        )
+    return theta
 
 
 @torch.no_grad()

@@ -11,11 +11,11 @@ from eadem._plan import Plan
 from eadem.bind import (
     Tie,
     constrained,
-    free_vector,
     kept_sites,
     resolved,
     site_coordinates,
     trainable,
+    whole_vector,
     without,
 )
 from eadem.evidence.score import EvidenceError, columns
@@ -49,8 +49,9 @@ def trained(model: nn.Module) -> LinearMap:
 
 
 def _free(model: nn.Module) -> LinearMap:
-    theta = free_vector(model).to("cpu", torch.float64)
-    phi, kept = linear_at(resolved(model), theta), trainable(model)
+    plan = resolved(model)
+    theta = whole_vector(model, plan).to("cpu", torch.float64)
+    phi, kept = linear_at(plan, theta), trainable(model)
     return phi if bool(kept.all()) else picked(phi, kept)
 
 
@@ -65,7 +66,7 @@ def picked(phi: LinearMap, kept: Tensor) -> LinearMap:
 
 def fitted(model: nn.Module) -> Tensor:
     """The model's free values, flat, in float64 on the CPU. Raises EvidenceError on meta."""
-    theta = free_vector(model)
+    theta = whole_vector(model, resolved(model))
     if theta.is_meta:
         raise EvidenceError("the model is on the meta device and has no values; load it first")
     return theta.to("cpu", torch.float64)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from eadem._plan import Plan, PlanArrays
-from eadem.bind import alike, free_vector, resolved, site_coordinates, trainable
+from eadem.bind import alike, resolved, site_coordinates, trainable, whole_vector
 from eadem.errors import TieConflict, Unsupported
 from eadem.joint import Joint, NotABlock, has_slope, residual_of, slope_or_value
 from eadem.maps.base import numel
@@ -61,7 +61,7 @@ def setup(model: nn.Module, loss: Loss, group: ProcessGroup | None = None) -> Se
         if p.device.type != "cpu":
             raise Unsupported(f"{name!r} is on {p.device}; fit on the CPU: model.cpu()")
     plan = resolved(model)
-    theta = free_vector(model)
+    theta = whole_vector(model, plan)
     if not theta.numel():
         raise SolverError("the model has no free value to fit")
     frozen = ~trainable(model)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, distributed, nn
 
-from eadem.bind import free_vector, resolved, set_free_vector, trainable
+from eadem.bind import free_vector, resolved, set_free_vector, trainable, whole_vector
 from eadem.bind.access import base_class
 from eadem.hmm.data import Data, HMMError, observations
 from eadem.hmm.monitor import ConvergenceMonitor
@@ -218,7 +218,7 @@ def normalize(root: nn.Module, members: Sequence[Member]) -> None:
     plan = resolved(root)
     if not isinstance(plan, LinearMap):
         return
-    affine, theta = Affine.of(plan), free_vector(root).double().numpy()
+    affine, theta = Affine.of(plan), whole_vector(root, plan).double().numpy()
     values = affine.expand(theta)
     simplex = Simplex(affine, distributions(affine, members), theta, ~trainable(root).numpy())
     set_free_vector(root, torch.from_numpy(simplex.feasible(values, theta)))
@@ -248,8 +248,9 @@ class Fitting:
         self, root: nn.Module, members: Sequence[Member], group: ProcessGroup | None
     ) -> None:
         self.root, self.members, self.group = root, list(members), group
-        self.affine = Affine.of(resolved(root))
-        self.theta: Floats = free_vector(root).double().numpy().copy()
+        plan = resolved(root)
+        self.theta: Floats = whole_vector(root, plan).double().numpy().copy()
+        self.affine = Affine.of(plan)
         self.fixed = self._fixed()
         rows = distributions(self.affine, members)
         self.simplex = Simplex(self.affine, rows, self.theta, self.fixed)

@@ -21,7 +21,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from eadem.bind import free_vector, resolved, trainable
+from eadem.bind import resolved, trainable, whole_vector
 from eadem.errors import Unsupported
 from eadem.maps.base import LinearMap
 from eadem.maps.dense import Dense
@@ -106,7 +106,7 @@ class MStep:
                 "with non-linear maps; tie its probabilities by Same, Gather, Scale, Affine …"
             )
         self.plan, self.slices = plan, dict(plan.slices)
-        self.theta: Floats = free_vector(model).detach().to(torch.float64).numpy().copy()
+        self.theta: Floats = whole_vector(model, plan).detach().to(torch.float64).numpy().copy()
         phi = plan.dense().numpy()
         shift = plan.expand(torch.zeros(plan.in_shape, dtype=torch.float64)).numpy().reshape(-1)
         moved = self._left()
