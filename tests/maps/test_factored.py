@@ -190,3 +190,132 @@ def test_the_spec_goes_round():
     phi = from_spec(spec).bind((2, 4))
     assert repr(phi.inner) == "Factored(2, pivots=<2 columns>)"
     assert phi.in_shape == (2 * (6 + 4 - 2),)
+
+
+@pytest.mark.parametrize("conv", [False, True])
+@pytest.mark.parametrize("side", ["columns", "rows"])
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_every_way_to_multiply_is_that_of_the_weight(conv, side, across, gradients):
+    """Linear and Conv1D, pivots on either side, the matrix or its transpose: values, and the
+    gradients of θ, of the input and of the bias."""
+    torch.manual_seed(0)
+    if conv:
+        pytest.importorskip("transformers")
+        from transformers.pytorch_utils import Conv1D
+
+        layer = Conv1D(5, 7).double()
+        nn.init.normal_(layer.bias)
+    else:
+        layer = nn.Linear(7, 5).double()
+    model = nn.ModuleDict({"c": layer})
+    phi = Factored(3, side, (4, 0, 2))
+    t = eadem.tie(model, {"c.weight": Transpose() @ phi if across else phi})
+    x = torch.randn(2, 3, 7, dtype=torch.float64, requires_grad=True)
+
+    def whole():
+        w = model["c"].weight
+        return x @ (w if conv else w.T) + model["c"].bias
+
+    assert model["c"].__dict__["_eadem_sites"]["weight"].factors is not None
+    with torch.set_grad_enabled(gradients):
+        assert torch.allclose(model["c"](x), whole(), atol=1e-12)
+    over = (t.theta, x, model["c"].bias)
+    got = torch.autograd.grad((model["c"](x) ** 2).sum(), over)
+    expected = torch.autograd.grad((whole() ** 2).sum(), over)
+    for a, b in zip(got, expected, strict=True):
+        assert torch.allclose(a, b, atol=1e-10)
+
+
+class Attention(nn.Module):
+    """Three layers that read one input, and what may happen between them."""
+
+    def __init__(self, layers, between=lambda x: x):
+        super().__init__()
+        self.layers, self.between = layers, between
+
+    def forward(self, x):
+        found = []
+        for name in "qkv":
+            found.append(self.layers[name](x))
+            x = self.between(x)
+        return torch.cat(found, -1)
+
+
+def counted(monkeypatch):
+    import eadem.bind.product as used
+
+    made, real = [], used.picked
+    monkeypatch.setattr(used, "picked", lambda *a: made.append(1) or real(*a))
+    return made
+
+
+def test_a_factor_that_layers_share_is_read_once_for_one_input(monkeypatch):
+    made = counted(monkeypatch)
+    layers = trio()
+    model = Attention(layers)
+    whole = Factored(4, "rows", (5, 1, 2, 0))
+    at = {"q": 0, "k": 6, "v": 8}
+    t = eadem.tie(
+        model,
+        {f"layers.{n}.weight": Transpose() @ Block(i, 12, 1) @ whole for n, i in at.items()},
+    )
+
+    def check(x, times):
+        expected = torch.cat([x @ layers[n].weight.T + layers[n].bias for n in "qkv"], -1)
+        made.clear()
+        with torch.no_grad():
+            assert torch.allclose(model(x), expected, atol=1e-5)
+        assert len(made) == times
+
+    x = torch.randn(2, 5, 6)
+    check(x, 1)
+    with torch.no_grad():
+        t.theta.mul_(2)
+    check(x, 1)
+    model.between = lambda x: x.clone()
+    check(x, 3)
+    model.between = lambda x: x
+    with torch.inference_mode():
+        expected = torch.cat([x @ layers[n].weight.T + layers[n].bias for n in "qkv"], -1)
+        assert torch.allclose(model(x), expected, atol=1e-5)
+
+
+def test_a_shared_half_is_made_anew_where_the_input_or_θ_is_written_to(monkeypatch):
+    made = counted(monkeypatch)
+    model = Attention(trio())
+    whole = Factored(4, "rows", (5, 1, 2, 0))
+    at = {"q": 0, "k": 6, "v": 8}
+    t = eadem.tie(
+        model,
+        {f"layers.{n}.weight": Transpose() @ Block(i, 12, 1) @ whole for n, i in at.items()},
+    )
+    for change in (lambda x: x.mul_(2), lambda x: t.theta.mul_(2) is None or x):
+        model.between = change
+        x = torch.randn(5, 6)
+        made.clear()
+        with torch.no_grad():
+            before, held = x.clone(), t.theta.clone()
+            found = model(x)
+            assert len(made) == 3
+            x.copy_(before)
+            t.theta.copy_(held)
+            for i, n in enumerate("qkv"):
+                first = (0, 6, 8)[i]
+                layer = model.layers[n]
+                assert torch.allclose(
+                    found[:, first : first + layer.out_features],
+                    x @ layer.weight.T + layer.bias,
+                    atol=1e-4,
+                )
+                x = change(x)
+
+
+def test_layers_outside_a_forward_of_the_model_keep_nothing(monkeypatch):
+    made = counted(monkeypatch)
+    model, _ = tied()
+    x = torch.randn(5, 6)
+    with torch.no_grad():
+        found = model["q"](x)
+        assert torch.allclose(found, x @ model["q"].weight.T + model["q"].bias, atol=1e-5)
+    assert not made

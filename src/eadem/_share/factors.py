@@ -131,22 +131,20 @@ def factored(
     rank, d = basis.shape
     order: Any = qr(basis.numpy(), mode="r", pivoting=True)[1]
     pivots = torch.from_numpy(order[:rank].astype("int64"))
-    narrow = group[0].narrow
-    whole = Factored(rank, "rows" if narrow else "columns", pivots)
+    # of a matrix that reads, the transpose is declared: θ then holds its factors as (in, r)
+    # and (r, out), by which a single token is multiplied fastest
+    whole = Factored(rank, "rows", pivots)
     left = torch.cat(coefficients)
     others = torch.ones(d, dtype=torch.bool)
     others[pivots] = False
     head = basis[:, pivots]
     c, t = left @ head, torch.linalg.solve(head, basis[:, others])
-    theta = whole.join(c.T, t.T) if narrow else whole.join(c, t)
     maps, at = {}, 0
     for m, own in zip(group, coefficients, strict=True):
-        part: Map = whole
-        if len(group) > 1:
-            part = Block(at, len(left), 1 if narrow else 0) @ whole
-        maps[m.site] = Transpose() @ part if m.transposed else part
+        part: Map = whole if len(group) == 1 else Block(at, len(left), 1) @ whole
+        maps[m.site] = part if m.narrow is not m.transposed else Transpose() @ part
         at += len(own)
-    return Made(maps, {}, theta)
+    return Made(maps, {}, whole.join(c.T, t.T))
 
 
 def common(

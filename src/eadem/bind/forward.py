@@ -23,7 +23,7 @@ from eadem.bind.group import LINKS, Link
 from eadem.bind.written import SiteValue
 from eadem.errors import TieBroken
 
-__all__ = ["enter_forward", "leave_forward", "reader", "version_of"]
+__all__ = ["Forward", "enter_forward", "leave_forward", "reader", "running", "version_of"]
 
 _saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
@@ -77,14 +77,16 @@ def _lost(link: Link) -> TieBroken:
     )
 
 
-class _Forward:
+class Forward:
     """A forward that runs, with what it has computed."""
 
-    __slots__ = ("depth", "frame", "kept")
+    __slots__ = ("depth", "frame", "half", "kept")
 
     def __init__(self, frame: FrameType) -> None:
         self.frame, self.depth = frame, 1
         self.kept: dict[Link, _Kept] = {}
+        #: input, θ, their versions and the first half of the product that was made last
+        self.half: tuple[Tensor, Tensor, tuple[int | None, ...], Tensor] | None = None
 
     def runs(self) -> bool:
         """Whether it does run still. After a KeyboardInterrupt torch calls no hook, so the
@@ -101,10 +103,16 @@ class _Forward:
 class _Thread(threading.local):
     """The outermost forward that runs in this thread, if one does."""
 
-    forward: _Forward | None = None
+    forward: Forward | None = None
 
 
 _thread = _Thread()
+
+
+def running() -> Forward | None:
+    """The forward of the tied model that runs in this thread, if one does."""
+    now = _thread.forward
+    return now if now is None or now.runs() else None
 
 
 def enter_forward(module: nn.Module, args: Any) -> None:
@@ -113,7 +121,7 @@ def enter_forward(module: nn.Module, args: Any) -> None:
         return
     now = _thread.forward
     if now is None or not now.runs():
-        _thread.forward = _Forward(sys._getframe(1))
+        _thread.forward = Forward(sys._getframe(1))
     else:
         now.depth += 1
 
@@ -180,7 +188,7 @@ def reader(
     return get
 
 
-def _again(link: Link, now: _Forward) -> Tensor:
+def _again(link: Link, now: Forward) -> Tensor:
     """A site that has been read in this forward."""
     if not now.runs():
         _thread.forward = None

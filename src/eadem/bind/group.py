@@ -27,6 +27,7 @@ from eadem.bind.split import wholes
 from eadem.errors import EademError, TieBroken, Unsupported
 from eadem.maps.algebra import Added
 from eadem.maps.base import Map, Shape, numel
+from eadem.maps.factored import Product
 from eadem.maps.index import Index, IndexMap
 from eadem.maps.view import Same, Viewed, ViewMap
 
@@ -49,6 +50,8 @@ MARK = "_eadem_scope"
 LINKS = "_eadem_sites"
 #: Key in a module's `__dict__` for the order its parameters had before any tie.
 ORDER = "_eadem_order"
+#: What a product keeps of a parameter that it has not met.
+NOTHING: tuple[int, int, Any] = (-1, -1, None)
 #: How many refusals a group remembers.
 REFUSALS = 3
 
@@ -211,6 +214,7 @@ class Link:
         "expression",
         "factors",
         "group",
+        "held",
         "key",
         "like",
         "same",
@@ -230,7 +234,9 @@ class Link:
         self.sources, self.shape = sources, shape
         self.like: Tensor | None = None
         #: (θ, x, bias) ↦ x·Wᵀ + bias, where the site's layer multiplies by factors
-        self.factors: Callable[..., Tensor] | None = None
+        self.factors: Product | None = None
+        #: what the product keeps of θ: its address, its length, and the factors there
+        self.held: tuple[int, int, Any] = NOTHING
         self.ready()
 
     def ready(self) -> None:
@@ -340,7 +346,7 @@ class Link:
         state = {
             k: getattr(self, k)
             for k in self.__slots__
-            if k not in ("added", "direct", "factors", "same")
+            if k not in ("added", "direct", "factors", "held", "same")
         }
         held = [m._parameters.get(a) for m, a, _ in self.sources]
         return state | {"dtypes": [None if p is None else p.dtype for p in held]}
@@ -349,7 +355,7 @@ class Link:
         dtypes = state.pop("dtypes")
         for k, v in state.items():
             setattr(self, k, v)
-        self.factors = None
+        self.factors, self.held = None, NOTHING
         self.ready()
         if self._constants and dtypes and None not in dtypes:
             # the parameters may not be there yet: their constants are made all the same

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, is_grad_enabled, nn
+from torch.compiler import is_compiling
 from torch.nn import Parameter
 
-from eadem.bind.group import LINKS, Link
-from eadem.maps.factored import product
+from eadem.bind.forward import Forward, running, version_of
+from eadem.bind.group import LINKS, NOTHING, Link
+from eadem.maps.factored import multiplied, picked, product, spread
 
 __all__ = ["multiplies", "multiply", "prepare"]
+
+_any_autocast = torch._C._is_any_autocast_enabled
+_transforms = torch._C._functorch.peek_interpreter_stack  # vmap, jvp, …
 
 #: GPT-2's layer, whose weight is (in, out), by name: transformers need not be there.
 _TRANSPOSED = ("transformers.pytorch_utils", "Conv1D")
@@ -37,17 +43,59 @@ def multiplies(base: type[nn.Module], attr: str, link: Link) -> bool:
 
 def prepare(base: type[nn.Module], link: Link) -> None:
     """Have the product at hand before anything is traced."""
-    link.factors = _found(base, link)
+    link.factors, link.held = _found(base, link), NOTHING
 
 
 def multiply(self: Any, x: Tensor) -> Tensor:
     """The layer's forward, by the factors. Where θ is no plain parameter (parts of it, or what
     functional_call gave in a transform), by the weight itself.
+
+    Without gradients the factors, views of θ, and the places of the pivots are kept for as
+    long as θ lies where it is. Between products over weights that no cache holds, Python is
+    slow, and all this is written out for a single token's sake.
     """
     link: Link = self.__dict__[LINKS]["weight"]
-    base = type(self)._eadem_class[0]
     module, attr, owner = link.sources[0]
     theta = module._parameters.get(attr)
+    own = self._parameters
+    if is_grad_enabled() or is_compiling() or _any_autocast() or _transforms() is not None:
+        return _slowly(self, link, theta, x)
+    if type(theta) is not Parameter:
+        return _slowly(self, link, theta, x)
+    place, size, factors = link.held
+    if place != theta.data_ptr() or size != theta.numel():
+        if link.factors is None or theta.shape != owner.shape:
+            return _slowly(self, link, theta, x)
+        factors = link.factors.held(theta)
+        link.held = theta.data_ptr(), theta.numel(), factors
+    bias = own.get("bias", link)
+    if bias is link:  # it is tied itself
+        bias = self.bias
+    if link.factors.common:  # type: ignore[union-attr]
+        now = running()
+        if now is not None:
+            return spread(factors, _once(now, factors, theta, x), x, bias)
+    return multiplied(factors, x, bias)
+
+
+def _once(now: Forward, factors: Any, theta: Tensor, x: Tensor) -> Tensor:
+    """The half of a product that several layers have in common, as the last one left it.
+
+    Queries, keys and values are asked for one after another with one input, so the last is
+    enough, and nothing stays in memory for longer than it would.
+    """
+    versions = version_of(x), version_of(theta)
+    kept = now.half
+    if kept is not None and kept[0] is x and kept[1] is theta and kept[2] == versions:
+        return kept[3]
+    found = picked(factors, x)
+    now.half = None if None in versions else (x, theta, versions, found)
+    return found
+
+
+def _slowly(self: Any, link: Link, theta: Any, x: Tensor) -> Tensor:
+    base = type(self)._eadem_class[0]
+    owner = link.sources[0][2]
     if link.factors is None:  # it has been pickled
         prepare(base, link)
     if type(theta) is not Parameter or theta.shape != owner.shape:

@@ -33,7 +33,17 @@ from eadem.maps.constant import Constant, outside
 from eadem.maps.index import Index
 from eadem.maps.view import ViewMap
 
-__all__ = ["Block", "Factored", "FactoredJacobian", "parts_of", "product"]
+__all__ = [
+    "Block",
+    "Factored",
+    "FactoredJacobian",
+    "Product",
+    "multiplied",
+    "parts_of",
+    "picked",
+    "product",
+    "spread",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,26 +213,41 @@ class Factored(Map):
         """Factors of full rank."""
         return torch.randn(self.in_shape, generator=generator, dtype=torch.float64).to(theta)
 
+    def operands(
+        self, theta: Tensor, block: Block | None = None, turned: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """C and T as a product multiplies by them from the right: x·Wᵀ, `turned`: x·W."""
+        c, t = self.split(theta)
+        if block is not None:
+            c = block.forward(c)
+        return (c, t) if turned else (c.t(), t.t())
+
+    def gathers(self, turned: bool) -> bool:
+        """Whether a product picks the pivots from its input; or else puts them into its
+        output.
+        """
+        return (self.side == "rows") is turned
+
     def product(
         self,
         theta: Tensor,
         x: Tensor,
         block: Block | None = None,
         bias: Tensor | None = None,
+        turned: bool = False,
     ) -> Tensor:
         """x·Wᵀ + bias without W, x (…, columns): never more operations than with W.
 
-        `block`: of a part of W, along the side that has no pivots.
+        `turned`: x·W + bias, x (…, rows). `block`: of a part of W, along the side that has no
+        pivots.
         """
-        c, t = self.split(theta)
-        if block is not None:
-            c = block.forward(c)
-        if self.side == "columns":
+        c, t = self.operands(theta, block, turned)
+        if self.gathers(turned):
             inner = x.index_select(-1, self._place("_at", x))
             rest = x.index_select(-1, self._place("_rest", x))
-            return linear(inner + linear(rest, t), c, bias)
-        inner = linear(x, c)
-        both = torch.cat([inner, linear(inner, t)], dim=-1)
+            return linear(inner + linear(rest, t.t()), c.t(), bias)
+        inner = linear(x, c.t())
+        both = torch.cat([inner, linear(inner, t.t())], dim=-1)
         found = both.index_select(-1, self._place("_back", x))
         return found if bias is None else found + bias
 
@@ -319,70 +344,73 @@ def parts_of(source: Map, outers: Sequence[Map]) -> bool:
     return end == source.out_shape[cut[0][2]]
 
 
-class _Product:
-    """The product at one site. Without gradients the factors' views of θ and the places of
-    the pivots are made once for as long as θ lies where it is: for a single token they take
-    about as long as the product itself.
+@dataclass(frozen=True)
+class Product:
+    """(θ, x, bias) ↦ the product of a layer whose weight is made of a factored matrix.
+
+    `phi` is that matrix's map, `block` the part of it that is this layer's; `turned` as in
+    `Factored.product`.
     """
 
-    __slots__ = ("block", "held", "phi")
-
-    def __init__(self, phi: Factored, block: Block | None) -> None:
-        self.phi = phi
-        self.block = block
-        self.held: tuple[tuple[int, torch.dtype], tuple[Tensor, ...]] | None = None
+    phi: Factored
+    block: Block | None
+    turned: bool
 
     def __call__(self, theta: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        if (
-            torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or torch.is_autocast_enabled(theta.device.type)
-            or torch._C._functorch.peek_interpreter_stack() is not None  # vmap, jvp, …
-        ):
-            return self.phi.product(theta, x, self.block, bias)
-        key = (theta.data_ptr(), theta.dtype)
-        held = self.held
-        if held is None or held[0] != key:
-            held = self.held = (key, self._views(theta))
-        return _multiplied(held[1], x, bias)
+        """As `Factored.product`."""
+        return self.phi.product(theta, x, self.block, bias, self.turned)
 
-    def _views(self, theta: Tensor) -> tuple[Tensor, ...]:
-        phi = self.phi
-        c, t = phi.split(theta.detach())
-        if self.block is not None:
-            c = self.block.forward(c)
-        if phi.side == "columns":
-            return c.t(), t.t(), phi._place("_at", theta), phi._place("_rest", theta)
-        return c.t(), t.t(), phi._place("_back", theta)
+    @property
+    def common(self) -> bool:
+        """Whether layers that have other parts of the matrix share the first half."""
+        return self.block is not None and self.phi.gathers(self.turned)
+
+    def held(self, theta: Tensor) -> tuple[Tensor, ...]:
+        """The factors as views of θ and the places of the pivots on its device: what
+        `multiplied` takes, good for as long as θ lies where it is.
+        """
+        found = self.phi.operands(theta.detach(), self.block, self.turned)
+        names = ("_at", "_rest") if self.phi.gathers(self.turned) else ("_back",)
+        return (*found, *(self.phi._place(n, theta) for n in names))
 
 
-def _multiplied(held: tuple[Tensor, ...], x: Tensor, bias: Tensor | None) -> Tensor:
-    """`Factored.product` of transposed factors and places; the result is written once."""
-    flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+def multiplied(held: tuple[Tensor, ...], x: Tensor, bias: Tensor | None) -> Tensor:
+    """`Factored.product` of what `held` gives, without gradients and without autocast."""
     if len(held) == 4:
-        c, t, at, rest = held
-        inner = flat.index_select(1, at)
-        inner.addmm_(flat.index_select(1, rest), t)
-        found = inner.mm(c) if bias is None else torch.addmm(bias, inner, c)
-    else:
-        c, t, back = held
-        inner = flat.mm(c)
-        found = torch.cat((inner, inner.mm(t)), 1).index_select(1, back)
-        if bias is not None:
-            found += bias
+        return spread(held, picked(held, x), x, bias)
+    flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    c, t, back = held
+    inner = flat.mm(c)
+    found = torch.cat((inner, inner.mm(t)), 1).index_select(1, back)
+    if bias is not None:
+        found += bias
     return found if x.dim() == 2 else found.view(*x.shape[:-1], found.shape[1])
 
 
-def product(source: Map | None, outer: Map, transposed: bool) -> _Product | None:
+def picked(held: tuple[Tensor, ...], x: Tensor) -> Tensor:
+    """Of a product that picks the pivots from its input: the first half, (rows of x, r)."""
+    _, t, at, rest = held
+    flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    return flat.index_select(1, at).addmm_(flat.index_select(1, rest), t)
+
+
+def spread(held: tuple[Tensor, ...], inner: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+    """The other half, from what `picked` gives for this x."""
+    c = held[0]
+    found = inner.mm(c) if bias is None else torch.addmm(bias, inner, c)
+    return found if x.dim() == 2 else found.view(*x.shape[:-1], found.shape[1])
+
+
+def product(source: Map | None, outer: Map, transposed: bool) -> Product | None:
     """(θ, x, bias) ↦ x·Wᵀ + bias for the site W = outer(source(θ)), without W; None where the
     maps do not allow that. `transposed`: x·W + bias.
     """
     if not isinstance(source, Factored):
         return None
     found = _peeled(outer)
-    if found is None or found[1] is not transposed:
+    if found is None:
         return None
-    block = found[0]
+    block, turned = found
     if block is not None and block.dim == source._dim:
         return None  # it cuts through the factor that holds the identity
-    return _Product(source, block)
+    return Product(source, block, turned is not transposed)
