@@ -236,3 +236,18 @@ def test_the_command_goes_on_with_an_interrupted_recovery(place, monkeypatch, ca
     assert len(taken) == 25 + 10
     assert not (place / "resumed.recovery").exists()
     assert json.loads((place / "resumed" / "metrics.json").read_text())["recovered"] > 0
+
+
+def test_the_command_recovers_on_the_models_own_samples_too(place, capsys):
+    words = ["share", str(place / "model"), "--calibrate", str(place / "text.txt")]
+    words += ["--plan", str(place / "out" / "plan.toml"), "--windows", "24", "--length", "16"]
+    words += ["--own-samples", "6", "--out", str(place / "own")]
+    with pytest.raises(SystemExit) as found:
+        main(words)
+    assert found.value.code == 2
+    assert "--recover STEPS" in capsys.readouterr().err
+    assert not (place / "own").exists()
+    with pytest.raises(SystemExit) as found:
+        main([*words, "--recover", "6"])
+    assert found.value.code == 0
+    assert json.loads((place / "own" / "metrics.json").read_text())["recovered"] > 0

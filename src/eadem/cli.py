@@ -359,6 +359,13 @@ def share(
         int, typer.Option(min=1, help="Neighbouring layers that may share a basis.")
     ] = 2,
     recover: Annotated[int, typer.Option(min=0, help="Steps of distillation.")] = 0,
+    own_samples: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Windows of text that the model writes itself, for a third of these steps.",
+        ),
+    ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Where all randomness starts.")] = 0,
     as_stored: Annotated[
         bool,
@@ -391,6 +398,7 @@ def share(
         recover,
         seed,
         as_stored,
+        own_samples,
     )
     command = shlex.join(["eadem", *sys.argv[1:]])
     state = out.expanduser().resolve().with_name(out.name + ".recovery")

@@ -12,3 +12,4 @@ from .plans import read_plan as read_plan
 from .recover import recover as recover
 from .run import Shared as Shared
 from .run import share as share
+from .samples import own_samples as own_samples

@@ -17,7 +17,8 @@ from eadem._share.measure import compared
 from eadem._share.page import write_page
 from eadem._share.plans import read_plan
 from eadem._share.recover import recover
-from eadem._share.run import Shared, share
+from eadem._share.run import Shared, share, usual_length
+from eadem._share.samples import own_samples
 from eadem.bind import twin
 from eadem.errors import EademError, OutOfRange
 from eadem.report import page
@@ -41,12 +42,13 @@ class Asked:
     recover: int = 0
     seed: int = 0
     stored: bool = False
+    samples: int = 0
 
     @property
     def mark(self) -> str:
         """What tells this run from others, for the file that an interrupted recovery leaves."""
         numbers = (self.keep, self.windows, self.length, self.reach, self.recover, self.seed)
-        said = repr((*numbers, self.stored))
+        said = repr((*numbers, self.stored, self.samples))
         plan = "" if self.plan is None else self.plan.read_text(encoding="utf-8")
         return hashlib.sha256((said + plan).encode()).hexdigest()
 
@@ -62,6 +64,11 @@ def share_files(
 
     `state`: the file that an interrupted recovery leaves and goes on from.
     """
+    if asked.samples and not asked.recover:
+        raise OutOfRange(
+            f"{asked.samples} own samples are asked for, which only recovery reads; give "
+            "--recover STEPS with --own-samples"
+        )
     page.ready()
     plan = None if asked.plan is None else read_plan(asked.plan)
     text = read_text(asked.calibrate)
@@ -80,6 +87,15 @@ def share_files(
     original = None
     if asked.recover:  # a mapped file twice is in memory once
         original = open_model(asked.model, stored=True)[0] if asked.stored else twin(model)
+    samples = []
+    if original is not None and asked.samples:
+        samples = own_samples(
+            original,
+            asked.samples,
+            length=asked.length or usual_length(model),
+            seed=asked.seed,
+            said=None if progress is None else lambda a, b: progress("writing samples", a, b),
+        )
     found = share(
         model,
         asked.keep,
@@ -99,6 +115,7 @@ def share_files(
             model,
             original,
             found.texts.fit,
+            samples=samples,
             steps=asked.recover,
             seed=asked.seed,
             state=state,

@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
+from eadem._share.coordinates import Coordinates, lowered
+from eadem._share.divergence import IGNORED, apart
 from eadem._share.loss import Loss, hidden, predicted
 from eadem._share.text import Batch
 from eadem.bind import ties
 from eadem.errors import OutOfRange, RecordError
 
-__all__ = ["mixes", "recover", "text_loss", "trained"]
+__all__ = ["mixes", "plain_attention", "recover", "text_loss", "trained"]
 
 
 def mixes(device: torch.device) -> bool:
@@ -36,6 +37,8 @@ def recover(
     original: nn.Module,
     batches: Sequence[Batch],
     *,
+    samples: Sequence[Batch] = (),
+    part: float = 1 / 3,
     steps: int,
     rate: float = 1e-4,
     text: float = 0.0,
@@ -52,15 +55,21 @@ def recover(
     bfloat16 where the machine is made for it (`mixed` says so or forbids it). The loss is the
     divergence of the original's next-token distribution (Hinton, Vinyals & Dean 2015), of
     which a part `text` may be the cross-entropy of the text itself; or the squared distance of
-    the hidden states. With `state` the run is kept in that file `every` so many steps and goes
-    on from there; `mark` says what run it is. Whatever is not in θ stays as it is.
+    the hidden states. Of the steps a `part` read `samples` instead, where there are any (text
+    that the original wrote, `own_samples`), and always towards the original.
+
+    Matrices of low rank are trained in coordinates in which a step moves the matrix as far as
+    it would move its own entries (eadem._share.coordinates): a `rate` for the original suits
+    here. θ is written at the end. Embeddings, and whatever is not in θ, stay as they are.
+
+    With `state` the run is kept in that file `every` so many steps and goes on from there;
+    `mark` says what run it is.
 
     Raises OutOfRange for a model without ties, RecordError for a file of another run.
     """
-    thetas = list({id(p): p for t in ties(model) for p in t.thetas}.values())
-    if not thetas or steps < 1 or not batches:
+    if not ties(model) or steps < 1 or not batches:
         raise OutOfRange(
-            f"recovery trains the free values of ties: {len(thetas)} parameters, {steps} steps "
+            f"recovery trains the free values of ties: {len(ties(model))} ties, {steps} steps "
             f"and {len(batches)} batches were given; share the model first"
         )
     kind = Loss(model, []).kind
@@ -70,20 +79,39 @@ def recover(
             "from 0 to 1, and 0 for a model that predicts no text"
         )
     original.eval()
-    return trained(
-        model,
-        thetas,
-        lambda batch: _distance(model, original, batch, kind, text),
-        batches,
-        steps=steps,
-        rate=rate,
-        seed=seed,
-        mixed=mixed,
-        state=state,
-        every=every,
-        mark=mark,
-        said=said,
-    )
+    model.eval()
+    found = Coordinates(model)
+    device = found.parameters[0].device
+    mixed = mixes(device) if mixed is None else mixed
+    own = {id(b) for b in samples}
+
+    def away(batch: Batch) -> Tensor:
+        weight = 0.0 if id(batch) in own else text
+        return _distance(found.place(), original, batch, kind, weight)
+
+    with contextlib.ExitStack() as stack:
+        for one in (original, found.twin):
+            stack.enter_context(lowered(one, mixed))
+            stack.enter_context(plain_attention(one))
+        losses = trained(
+            found.twin,
+            found.parameters,
+            away,
+            batches,
+            samples=samples,
+            part=part,
+            steps=steps,
+            rate=rate,
+            seed=seed,
+            mixed=mixed,
+            state=state,
+            every=every,
+            mark=mark,
+            said=said,
+            beside=found.scales,
+        )
+    found.write()
+    return losses
 
 
 def trained(
@@ -92,6 +120,8 @@ def trained(
     distance: Callable[[Batch], Tensor],
     batches: Sequence[Batch],
     *,
+    samples: Sequence[Batch] = (),
+    part: float = 1 / 3,
     steps: int,
     rate: float,
     seed: int = 0,
@@ -100,13 +130,15 @@ def trained(
     every: int = 20,
     mark: str = "",
     said: Callable[[int, int, float], None] | None = None,
+    beside: Sequence[Tensor] = (),
 ) -> list[float]:
-    """`recover`'s schedule for any parameters of a model and any loss of a batch."""
+    """`recover`'s schedule for any parameters of a model and any loss of a batch.
+
+    `beside`: tensors that are not trained, but that an interrupted run needs as they were.
+    """
     optimizer = torch.optim.AdamW(thetas, lr=rate, weight_decay=0.0, fused=True)
-    done, losses = _resumed(state, mark, thetas, optimizer)
-    order = torch.randperm(
-        steps * len(batches), generator=torch.Generator().manual_seed(seed)
-    ).remainder(len(batches))
+    done, losses = _resumed(state, mark, [*thetas, *beside], optimizer)
+    order = _ordered(batches, samples, part, steps, seed)
     asked = {id(p): p.requires_grad for p in model.parameters()}
     for p in model.parameters():
         p.requires_grad_(False)
@@ -122,7 +154,7 @@ def trained(
             for group in optimizer.param_groups:
                 group["lr"] = rate * _schedule(step, steps)
             with cast:
-                loss = distance(batches[int(order[step])].to(device))
+                loss = distance(order[step])
             loss.backward()
             nn.utils.clip_grad_norm_(thetas, 1.0)
             optimizer.step()
@@ -131,13 +163,29 @@ def trained(
             if said is not None:
                 said(step + 1, steps, losses[-1])
             if state is not None and (step + 1) % every == 0 and step + 1 < steps:
-                _kept(state, mark, step + 1, thetas, optimizer, losses)
+                _kept(state, mark, step + 1, [*thetas, *beside], optimizer, losses)
     finally:
         for p in model.parameters():
             p.requires_grad_(asked.get(id(p), True))
     if state is not None:
         state.unlink(missing_ok=True)
     return losses
+
+
+def _ordered(
+    batches: Sequence[Batch], samples: Sequence[Batch], part: float, steps: int, seed: int
+) -> list[Batch]:
+    """The batch of each step; of the steps, evenly spread, a `part` read samples."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(found: Sequence[Batch]) -> Iterator[Batch]:
+        while found:
+            yield from (found[i] for i in torch.randperm(len(found), generator=generator))
+
+    text, own = drawn(batches), drawn(samples)
+    part = part if samples else 0.0
+    turns = [int((step + 1) * part) > int(step * part) for step in range(steps)]
+    return [next(own if turn else text) for turn in turns]
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -149,8 +197,19 @@ def _schedule(step: int, steps: int) -> float:
 
 def text_loss(model: nn.Module, batch: Batch, kind: str) -> Tensor:
     """The cross-entropy of the text itself, nats a token."""
-    logits, labels = predicted(model, batch, kind)
-    return cross_entropy(logits.float(), labels)
+    logits, labels = _aimed(model, batch, kind)
+    return apart(logits, None, labels, text=1.0)
+
+
+def _aimed(model: nn.Module, batch: Batch, kind: str) -> tuple[Tensor, Tensor]:
+    """All logits (n, words), and the tokens (n,) that they predict; IGNORED for padding."""
+    if kind == "seq2seq":
+        return predicted(model, batch, kind)
+    logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+    live = batch.mask[:, 1:].bool() & batch.mask[:, :-1].bool()
+    labels = torch.full_like(batch.ids, IGNORED)
+    labels[:, :-1] = torch.where(live, batch.ids[:, 1:], IGNORED)
+    return logits.flatten(0, 1), labels.flatten()
 
 
 def _distance(
@@ -165,13 +224,31 @@ def _distance(
     if text == 1:
         return text_loss(model, batch, kind)
     with torch.no_grad():
-        wanted = log_softmax(predicted(original, batch, kind)[0].float(), -1)
-    logits, labels = predicted(model, batch, kind)
-    given = log_softmax(logits.float(), -1)
-    apart = kl_div(given, wanted, log_target=True, reduction="batchmean")
-    if not text:
-        return apart
-    return (1 - text) * apart - text * given.gather(1, labels[:, None]).mean()
+        wanted = _aimed(original, batch, kind)[0]
+    logits, labels = _aimed(model, batch, kind)
+    return apart(logits, wanted, labels, text)
+
+
+@contextlib.contextmanager
+def plain_attention(model: nn.Module) -> Iterator[None]:
+    """Attention by plain products for a while, on a CPU: for windows as short as these, the
+    gradient of torch's fused kernel takes several times as long in bfloat16.
+    """
+    configs: dict[int, Any] = {}
+    if all(p.is_cpu for p in model.parameters()):
+        found = [getattr(m, "config", None) for m in model.modules()]
+        configs = {id(c): c for c in found if _fused(c)}
+    try:
+        for config in configs.values():
+            config._attn_implementation = "eager"
+        yield
+    finally:
+        for config in configs.values():
+            config._attn_implementation = "sdpa"
+
+
+def _fused(config: Any) -> bool:
+    return getattr(config, "_attn_implementation", None) == "sdpa"
 
 
 def _kept(
@@ -202,7 +279,7 @@ def _kept(
 def _resumed(
     state: Path | None,
     mark: str,
-    thetas: Sequence[nn.Parameter],
+    thetas: Sequence[Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> tuple[int, list[float]]:
     if state is None or not state.exists():

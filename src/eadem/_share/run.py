@@ -20,7 +20,7 @@ from eadem._share.statistics import Moments, moments
 from eadem._share.text import Texts, read
 from eadem.errors import OutOfRange, Unsupported
 
-__all__ = ["MOST", "Method", "Shared", "methods", "redundant", "share"]
+__all__ = ["MOST", "Method", "Shared", "methods", "redundant", "share", "usual_length"]
 
 #: Most layers of which the similarity is kept.
 MOST = 12
@@ -137,7 +137,7 @@ def share(
     texts = read(
         calibration,
         tokenizer,
-        length=length or _length(model),
+        length=length or usual_length(model),
         most=windows,
         test=test,
     )
@@ -167,7 +167,8 @@ def _of_plan(model: nn.Module, plan: Plan) -> list[Matrix]:
     return list(by_site.values())
 
 
-def _length(model: nn.Module) -> int:
+def usual_length(model: nn.Module) -> int:
+    """Tokens in a window: 256, or what the model can read."""
     config: Any = getattr(model, "config", None)
     for name in ("max_position_embeddings", "n_positions"):
         most = getattr(config, name, None)
