@@ -443,3 +443,42 @@ def test_speeds_and_the_command_line_of_python_without_eadem(tmp_path):
     subprocess.run([sys.executable, "-c", code, *args], check=True, capture_output=True)
     with torch.no_grad():
         assert torch.allclose(torch.load(args[2]), model(x).logits, atol=2e-4)
+
+
+def test_an_encoder_and_decoder_generates_with_a_cache_and_a_padded_batch():
+    model = tiny("t5")
+    eadem.share(model, 0.7, ids(), **FEW)
+    plain = eadem.twin(model)
+    x = ids(4, 3, 6)
+    mask = torch.ones_like(x)
+    mask[0, :3] = 0
+    asked = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False}
+    kept = model.generate(x, use_cache=True, **asked)
+    assert torch.equal(kept, model.generate(x, use_cache=False, **asked))
+    assert torch.equal(kept, plain.generate(x, use_cache=True, **asked))
+
+
+def test_queries_keys_and_values_with_one_basis_read_it_once(monkeypatch):
+    """In a stock model's own forward, and with the outputs of its dense twin."""
+    import eadem.bind.product as used
+
+    model = tiny("llama", layers=2)
+    attn = "model.layers.0.self_attn"
+    group = tuple(f"{attn}.{n}_proj.weight" for n in "qkv")
+    eadem.share(model, calibration=ids(), plan=Plan((Entry("factored", group, 20),)), **FEW)
+    made, real = [], used.picked
+    monkeypatch.setattr(used, "picked", lambda *a: made.append(1) or real(*a))
+    x = ids(3, 2)
+    with torch.no_grad():
+        expected = logits(eadem.twin(model), x)
+        assert torch.allclose(logits(model, x), expected, atol=1e-4)
+        assert len(made) == 1
+    loss = logits(model, x).square().sum()
+    twin = eadem.twin(model)
+    theta = eadem.ties(model)[0].theta
+    (got,) = torch.autograd.grad(loss, theta)
+    sites = [twin.get_parameter(s) for s in group]
+    pulled = torch.autograd.grad(logits(twin, x).square().sum(), sites)
+    again = [model.get_submodule(s.rpartition(".")[0]).weight for s in group]
+    back = torch.autograd.grad(again, theta, grad_outputs=pulled)[0]
+    assert torch.allclose(got, back, rtol=1e-3, atol=1e-3 * float(back.abs().max()))

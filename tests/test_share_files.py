@@ -102,6 +102,9 @@ def test_the_plan_the_card_and_the_page_say_what_was_done(out):
     assert "| per-layer whitened SVD |" in card
     assert 'eadem.load(model, "theta.safetensors")' in card
     page = (out / "report.html").read_text()
+    for what in ("reading 192", "writing with the cache"):  # 12 windows of 16
+        assert f"| tokens a second, {what} |" in card
+        assert f"tokens a second, {what}" in page
     for title in ("What each way of sharing costs", "Which layers want", "Where it hurts most"):
         assert title in page
     assert not list(out.parent.glob("*.recovery"))

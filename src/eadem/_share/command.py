@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from eadem._share.attach import standing
 from eadem._share.families import matrices
@@ -19,6 +20,7 @@ from eadem._share.plans import read_plan
 from eadem._share.recover import recover
 from eadem._share.run import Shared, share, usual_length
 from eadem._share.samples import own_samples
+from eadem._share.text import Batch
 from eadem.bind import twin
 from eadem.errors import EademError, OutOfRange
 from eadem.report import page
@@ -124,9 +126,18 @@ def share_files(
         )
         tested = Loss(original, found.texts.test)
         found.recovered = tested(model)
-    ids = torch.cat([b.ids for b in found.texts.test if not b.padded][:1])[:2]
+    ids = _reading(found.texts.test)
     # speed is measured beside the dense model, which may be larger than memory
     found.cost = compared(model, found.matrices, found.plan, None if asked.stored else ids)
     write(found, folder, asked.model, plain=asked.plain, tokenizer=tokenizer)
     write_page(found, folder / "report.html")
     return found
+
+
+def _reading(batches: Sequence[Batch]) -> Tensor | None:
+    """Up to 512 tokens of whole windows, (batch, length), to measure the speed of reading."""
+    whole = [b.ids for b in batches if not b.padded]
+    if not whole:
+        return None
+    ids = torch.cat(whole)
+    return ids[: max(1, 512 // ids.shape[1])]

@@ -13,11 +13,15 @@ from eadem.report import bars, heat, numbers, page
 
 __all__ = ["write_page"]
 
-#: What a bar is called, where the method's name is too long for it.
+#: What a bar is called: on a narrow page there is little room beside it.
 _SHORT = {
-    "bases within and across layers": "bases across layers",
+    "per-layer SVD": "SVD",
+    "per-layer SVD, compact": "SVD, compact",
+    "per-layer, ranks by loss": "ranks by loss",
+    "bases within layers": "within layers",
+    "bases within and across layers": "across layers",
     "layers tied, low-rank remainder": "layers tied",
-    "keys and values of neighbours tied": "keys, values tied",
+    "keys and values of neighbours tied": "k and v tied",
 }
 
 
@@ -66,7 +70,7 @@ def _spreads(found: Shared, costs: Mapping[str, tuple[float, float]]) -> list[li
 
 def write_page(found: Shared, path: Path) -> None:
     """Write the page. Raises MissingPackage without jinja2."""
-    rows = [[m.plan.name, numbers.count(m.free), f"{m.choose:.4f}"] for m in found.methods]
+    rows = [[m.plan.name, f"{m.choose:.4f}", numbers.count(m.free)] for m in found.methods]
     facts = [
         (numbers.percent(found.free / found.full), "of the blocks' weights"),
         (f"{found.original:.4f}", f"{found.quantity}, original"),
@@ -90,7 +94,7 @@ def write_page(found: Shared, path: Path) -> None:
         ]
         label = f"{found.quantity} above the least of them ({least:.4f})"
         methods = [bars.bars(bars.Bars(label, "", [bars.Group("", drawn)]))]
-    methods.append(page.table(["method", "weights", "loss"], rows, numeric=(1, 2)))
+    methods.append(page.table(["method", "loss", "weights"], rows, numeric=(1, 2)))
     sections = [
         page.Section(
             "methods",

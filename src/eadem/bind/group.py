@@ -51,7 +51,7 @@ LINKS = "_eadem_sites"
 #: Key in a module's `__dict__` for the order its parameters had before any tie.
 ORDER = "_eadem_order"
 #: What a product keeps of a parameter that it has not met.
-NOTHING: tuple[int, int, Any] = (-1, -1, None)
+NOTHING: tuple[int, int, Any, bool] = (-1, -1, None, False)
 #: How many refusals a group remembers.
 REFUSALS = 3
 
@@ -235,8 +235,9 @@ class Link:
         self.like: Tensor | None = None
         #: (θ, x, bias) ↦ x·Wᵀ + bias, where the site's layer multiplies by factors
         self.factors: Product | None = None
-        #: what the product keeps of θ: its address, its length, and the factors there
-        self.held: tuple[int, int, Any] = NOTHING
+        #: what the product keeps of θ: its address, its length, the factors
+        #: there, and whether other layers may have the first half of it
+        self.held: tuple[int, int, Any, bool] = NOTHING
         self.ready()
 
     def ready(self) -> None:

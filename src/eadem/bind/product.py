@@ -62,16 +62,17 @@ def multiply(self: Any, x: Tensor) -> Tensor:
         return _slowly(self, link, theta, x)
     if type(theta) is not Parameter:
         return _slowly(self, link, theta, x)
-    place, size, factors = link.held
+    place, size, factors, common = link.held
     if place != theta.data_ptr() or size != theta.numel():
         if link.factors is None or theta.shape != owner.shape:
             return _slowly(self, link, theta, x)
         factors = link.factors.held(theta)
-        link.held = theta.data_ptr(), theta.numel(), factors
+        common = link.factors.common
+        link.held = theta.data_ptr(), theta.numel(), factors, common
     bias = own.get("bias", link)
     if bias is link:  # it is tied itself
         bias = self.bias
-    if link.factors.common:  # type: ignore[union-attr]
+    if common:
         now = running()
         if now is not None:
             return spread(factors, _once(now, factors, theta, x), x, bias)

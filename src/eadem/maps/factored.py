@@ -376,14 +376,17 @@ class Product:
 
 def multiplied(held: tuple[Tensor, ...], x: Tensor, bias: Tensor | None) -> Tensor:
     """`Factored.product` of what `held` gives, without gradients and without autocast."""
-    if len(held) == 4:
-        return spread(held, picked(held, x), x, bias)
     flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    c, t, back = held
-    inner = flat.mm(c)
-    found = torch.cat((inner, inner.mm(t)), 1).index_select(1, back)
-    if bias is not None:
-        found += bias
+    if len(held) == 4:  # `spread` of `picked`, without the calls
+        c, t, at, rest = held
+        inner = flat.index_select(1, at).addmm_(flat.index_select(1, rest), t)
+        found = inner.mm(c) if bias is None else torch.addmm(bias, inner, c)
+    else:
+        c, t, back = held
+        inner = flat.mm(c)
+        found = torch.cat((inner, inner.mm(t)), 1).index_select(1, back)
+        if bias is not None:
+            found += bias
     return found if x.dim() == 2 else found.view(*x.shape[:-1], found.shape[1])
 
 
