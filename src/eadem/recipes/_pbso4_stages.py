@@ -11,8 +11,6 @@ from eadem.fits import Fit
 from eadem.powder.instrument import free, freeze
 from eadem.recipes._pbso4_data import (
     STAGES,
-)
-from eadem.recipes._pbso4_numbers import (
     patterns,
 )
 

@@ -62,13 +62,13 @@ from eadem.recipes._pbso4_data import (
     blocks_of,
     measured,
     packed,
+    patterns,
 )
 from eadem.recipes._pbso4_numbers import (
     RIVAL,
     correlations,
     drawn,
     instrument,
-    patterns,
     serial,
     structure,
     summary,
