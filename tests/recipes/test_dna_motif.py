@@ -81,7 +81,7 @@ def test_the_second_half_of_the_filters_is_the_first_on_the_other_strand():
 
 def test_auc_counts_pairs():
     y = torch.tensor([1.0, 1.0, 0.0, 0.0])
-    assert area(torch.tensor([3.0, 1.0, 2.0, 1.0]), y) == (1 + 1 + 0 + 0.5) / 4
+    assert area(torch.tensor([3.0, 1.0, 2.0, 1.0]), y == 1) == (1 + 1 + 0 + 0.5) / 4
 
 
 def test_the_page_is_whole_and_can_be_drawn_again(folder):
