@@ -38,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import eadem
 from eadem.fits._setup import setup
 from eadem.powder.instrument import free, freeze
+from eadem.recipes import _pbso4_data as pbso4_data
 from eadem.recipes import pbso4
 from eadem.solvers.losses import Loss
 from timing import Ratio, Row, row, table
@@ -127,7 +128,7 @@ def by_rietx(rx: Any) -> tuple[float, float]:
 
     neutrons = schema.Instrument(
         source=schema.NeutronSource(
-            wavelength=value(pbso4.NOMINAL, vary=True, min=1.89, max=1.93)
+            wavelength=value(pbso4_data.NOMINAL, vary=True, min=1.89, max=1.93)
         ),
         geometry=schema.Geometry(kind="debye_scherrer"),
         zero_shift=value(-0.1),
@@ -141,7 +142,7 @@ def by_rietx(rx: Any) -> tuple[float, float]:
                 schema.EmissionLine(wavelength=value(1.5443), weight=value(0.5)),
             ],
             polarization=value(1 / 1.7),
-            dispersion=schema.Dispersion(overrides=pbso4.DISPERSION),
+            dispersion=schema.Dispersion(overrides=pbso4_data.DISPERSION),
         ),
         geometry=schema.Geometry(kind="bragg_brentano", goniometer_radius_mm=200.0),
         profile=profile(XRAY),
@@ -153,7 +154,7 @@ def by_rietx(rx: Any) -> tuple[float, float]:
     ]
     with tempfile.TemporaryDirectory() as folder:
         cif = Path(folder) / "start.cif"
-        cif.write_bytes(gzip.decompress(pbso4._file("start.cif.gz").read_bytes()))
+        cif.write_bytes(gzip.decompress(pbso4_data.packed("start.cif.gz").read_bytes()))
         structure = rx.Structure.from_cif(str(cif))
     plan = RefinementPlan(
         stages=[Stage(name, globs) for name, globs in GLOBS.items()],

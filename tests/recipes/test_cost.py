@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from eadem.recipes import _counted_step, render, run
 from eadem.recipes import cost as recipe
-from eadem.recipes import render, run
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_a_pair_starts_as_one_function(metrics):
 
 def test_alive_is_the_most_that_was_alive_at_once():
     x = torch.ones(1000)
-    with recipe.Alive() as alive:
+    with _counted_step.Alive() as alive:
         a = x + 1  # 4,000 bytes
         b = a * a  # 8,000
         c = b.reshape(10, 100)  # a view

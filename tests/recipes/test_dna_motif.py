@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import eadem
+from eadem.recipes import _motif, render, run
 from eadem.recipes import dna_motif as recipe
-from eadem.recipes import render, run
+from eadem.recipes._verification import area
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_both_networks_have_as_many_free_values(metrics):
 
 
 def letters(x):
-    return "".join(recipe.BASES[int(i)] for i in x)
+    return "".join(_motif.BASES[int(i)] for i in x)
 
 
 def test_the_genome():
@@ -53,8 +54,8 @@ def test_the_genome():
 
 def test_every_other_window_has_the_motif_on_one_strand():
     data = recipe.windows(recipe.genome(), 200, torch.Generator().manual_seed(3))
-    assert data.x.shape == (200, 4, recipe.LENGTH)
-    assert torch.equal(data.x.sum(1), torch.ones(200, recipe.LENGTH))
+    assert data.x.shape == (200, 4, _motif.LENGTH)
+    assert torch.equal(data.x.sum(1), torch.ones(200, _motif.LENGTH))
     strands = [0, 0]
     for x, y in zip(data.x, data.y, strict=True):
         forward = letters(x.argmax(0))
@@ -80,7 +81,7 @@ def test_the_second_half_of_the_filters_is_the_first_on_the_other_strand():
 
 def test_auc_counts_pairs():
     y = torch.tensor([1.0, 1.0, 0.0, 0.0])
-    assert recipe.auc(torch.tensor([3.0, 1.0, 2.0, 1.0]), y) == (1 + 1 + 0 + 0.5) / 4
+    assert area(torch.tensor([3.0, 1.0, 2.0, 1.0]), y == 1) == (1 + 1 + 0 + 0.5) / 4
 
 
 def test_the_page_is_whole_and_can_be_drawn_again(folder):

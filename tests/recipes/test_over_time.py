@@ -8,8 +8,8 @@ from torch import nn
 
 import eadem
 from eadem.nn import LocallyConnected1d
+from eadem.recipes import _heartbeats, heartbeat, run
 from eadem.recipes import _over_time as over
-from eadem.recipes import heartbeat, run
 
 
 def there(read):
@@ -167,7 +167,7 @@ def test_least_squares_against_lstsq():
     found = heartbeat.filters(cut)
     at = 7
     assert torch.equal(cut[0][2, at, :-1], signal[6 + at : 6 + at + heartbeat.TAPS])
-    assert cut[1][2, at] == signal[6 + at + heartbeat.TAPS - 1 + heartbeat.AHEAD]
+    assert cut[1][2, at] == signal[6 + at + heartbeat.TAPS - 1 + _heartbeats.AHEAD]
     ridge = heartbeat.RIDGE**0.5 * torch.eye(heartbeat.TAPS + 1, dtype=torch.float64)
     zeros = torch.zeros(heartbeat.TAPS + 1, dtype=torch.float64)
     want = torch.linalg.lstsq(
@@ -182,7 +182,7 @@ def test_folds_do_not_touch():
     signal = torch.zeros(1000, dtype=torch.float64)
     first = heartbeat.starts(signal, "anywhere")
     for fold in range(heartbeat.FOLDS):
-        learned, tested = heartbeat._fold(signal, first, fold)
+        learned, tested = _heartbeats.fold_of(signal, first, fold)
         assert len(learned) > 0
         assert len(tested) > 0
         apart = (learned[:, None] - tested[None]).abs().min()

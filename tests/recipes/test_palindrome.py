@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import eadem
+from eadem.recipes import _disturbed, render, run
 from eadem.recipes import palindrome as recipe
-from eadem.recipes import render, run
 
 pytest.importorskip("pywt")
 
@@ -62,14 +62,14 @@ def test_a_filter_is_that_of_the_normal_equations(palindromic):
 
 def test_the_disturbance_is_odd_about_its_middle():
     generator = torch.Generator().manual_seed(0)
-    odd = recipe.disturbance(50, generator)
+    odd = _disturbed.disturbance(50, generator)
     assert torch.equal(odd, -odd.flip(1))
-    shifted = recipe.disturbance(50, generator, shift=3)
+    shifted = _disturbed.disturbance(50, generator, shift=3)
     middle = recipe.TAPS // 2 - 3
     near = shifted[:, middle - 5 : middle + 6]
     assert torch.equal(near, -near.flip(1))
     assert not torch.allclose(shifted, -shifted.flip(1))
-    assert float(odd.square().mean()) == pytest.approx(recipe.DISTURBANCE**2, rel=0.25)
+    assert float(odd.square().mean()) == pytest.approx(_disturbed.DISTURBANCE**2, rel=0.25)
 
 
 def test_the_page_is_whole_and_can_be_drawn_again(folder):

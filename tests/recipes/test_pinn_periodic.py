@@ -9,8 +9,8 @@ import torch
 
 import eadem
 from eadem.recipes import _pde as pde
+from eadem.recipes import _pinn, run
 from eadem.recipes import pinn_periodic as recipe
-from eadem.recipes import run
 
 TINY = recipe.Sizes(30, 60, 10, 1, 6)
 
@@ -63,7 +63,7 @@ def test_a_way_has_the_start_and_its_free_values(way):
     x = torch.linspace(0, 6, 7, dtype=torch.float64)
     torch.testing.assert_close(model(torch.zeros_like(x), x), pde.BURGERS.start(x))
     edges = {"soft": 1, "soft, untied": 2}.get(way, 0)
-    assert eadem.counts(model).free == 30 + edges * 2 * recipe.EDGES
+    assert eadem.counts(model).free == 30 + edges * 2 * _pinn.EDGES
 
 
 def test_the_derivatives_are_those_of_differences():

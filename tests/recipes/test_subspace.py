@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from eadem.recipes import render, run
+from eadem.recipes import _subspace_worlds, render, run
 from eadem.recipes import subspace as recipe
 
 pytest.importorskip("sklearn")
@@ -28,7 +28,7 @@ def test_the_tied_fit_is_a_projection(metrics):
     assert exact["holds"], exact["measured"]
     phi, onto = (np.array(metrics[key]) for key in ("phi", "projector"))
     np.testing.assert_allclose(onto, phi @ phi.T / 6, atol=1e-12)
-    assert np.trace(onto) == pytest.approx(recipe.GROUPS)
+    assert np.trace(onto) == pytest.approx(_subspace_worlds.GROUPS)
 
 
 def test_each_belief_wins_where_it_is_true(metrics):
@@ -90,14 +90,14 @@ def test_the_score_test_is_the_textbook_lagrange_multiplier():
     found = recipe.verdict(plan, fit, len(y))
     wanted = len(y) * float(explained @ explained / (residual @ residual))  # n·R²
     assert found.statistic == pytest.approx(wanted, rel=1e-8)
-    assert found.df == recipe.COEFFICIENTS - recipe.GROUPS
+    assert found.df == recipe.COEFFICIENTS - _subspace_worlds.GROUPS
 
 
 def test_the_worlds_have_unit_power():
     for name in recipe.WORLDS:
         beta = recipe.truth(name, 3)
         assert float(beta @ recipe.covariance() @ beta) == pytest.approx(1.0)
-    assert len(recipe.truth("equal", 3).unique()) == recipe.GROUPS
+    assert len(recipe.truth("equal", 3).unique()) == _subspace_worlds.GROUPS
     assert int((recipe.truth("sparse", 3) != 0).sum()) == 4
 
 

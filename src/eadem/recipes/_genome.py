@@ -14,6 +14,9 @@ from importlib import resources
 
 import numpy as np
 import numpy.typing as npt
+import torch
+
+import eadem
 
 __all__ = ["BASES", "Genome", "chloroplast", "label", "triplets"]
 
@@ -72,3 +75,34 @@ def triplets(bases: Ints) -> Ints:
     before, after = np.r_[bases[:1], bases[:-1]], np.r_[bases[1:], bases[-1:]]
     found: Ints = 16 * before + 4 * bases + after
     return found
+
+
+PIECE, STRETCH = 8000, 1000
+
+
+def complement(width: int) -> eadem.Gather:
+    """Symbols of `width` bases as the other strand has them: complemented, read backwards.
+
+    >>> complement(1).bind((4,)).expand(torch.arange(4.0)).tolist()
+    [3.0, 2.0, 1.0, 0.0]
+    """
+    symbols = torch.arange(4**width).reshape((4,) * width)
+    turned = symbols.permute(*reversed(range(width))).flip(*range(width))
+    return eadem.Gather(turned.reshape(-1))
+
+
+def matthews(said: npt.NDArray[np.bool_], true: npt.NDArray[np.bool_]) -> float:
+    """Matthews' correlation coefficient; 0 where one answer is given throughout.
+
+    >>> round(matthews(np.array([True, True, False]), np.array([True, False, False])), 12)
+    0.5
+    """
+    if said.all() or not said.any() or true.all() or not true.any():
+        return 0.0
+    return float(np.corrcoef(said, true)[0, 1])
+
+
+def pieces(genome: Genome) -> tuple[list[slice], list[slice]]:
+    """Pieces to learn from and pieces to test on, in turn."""
+    every = [slice(i, i + PIECE) for i in range(0, len(genome.bases), PIECE)]
+    return every[::2], every[1::2]

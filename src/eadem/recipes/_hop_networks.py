@@ -79,7 +79,7 @@ class Graph:
         if kept is not None:
             values = self._values * kept
             words = _with_values(words, values)
-            turned = _with_values(turned, values[self._turn])
+            turned = _with_values(turned, values.index_select(0, self._turn))
         found: Tensor = _Product.apply(words, turned, dense)  # type: ignore[no-untyped-call]
         return found
 
@@ -105,7 +105,9 @@ def _normalised(links: Tensor, n: int, dtype: torch.dtype) -> Tensor:
 
 
 def _mask(like: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    return (torch.rand(like.shape, generator=generator) >= share).to(like) / (1 - share)
+    # Fifteen drawn bits an entry take a third of the time of a drawn float.
+    drawn = torch.empty(like.shape, dtype=torch.int16).random_(generator=generator)
+    return (drawn >= round(share * 2**15)).to(like).div_(1 - share)
 
 
 class _Symmetric:

@@ -19,6 +19,7 @@ __all__ = ["nuclei"]
 
 STARDIST = Package("stardist", "0.9.2", "stardist", "BSD-3-Clause")
 IMAGE = "f9ccc1571b92c861ff87e28463068b43f61bd47357ed0503f711e5cd1eb97750"
+SIDE, CROP = 128, 64
 MASK = "59ad5e820b7982ca9d13e946fa6e7f64e2714899e00a2ae6c69aa79aad53d46f"
 
 
@@ -42,3 +43,25 @@ def _read(name: str, sha256: str) -> Tensor:
 def _tiles(image: Tensor, side: int) -> Tensor:
     """(rows·side, columns·side) → (rows·columns, 1, side, side)."""
     return image.unfold(0, side, side).unfold(1, side, side).reshape(-1, 1, side, side)
+
+
+def crops(tiles: tuple[Tensor, Tensor], n: int, generator: torch.Generator) -> list[Tensor]:
+    """n crops of image and mask, turned and mirrored by chance: (n, 1, CROP, CROP) each."""
+    both = torch.cat(tiles, 1)
+    places = torch.randint(SIDE - CROP + 1, (n, 2), generator=generator).tolist()
+    which = torch.randint(len(both), (n,), generator=generator).tolist()
+    turns = torch.randint(4, (n,), generator=generator).tolist()
+    cut = [
+        both[t, :, y : y + CROP, x : x + CROP].rot90(k, (-2, -1))
+        for t, (y, x), k in zip(which, places, turns, strict=True)
+    ]
+    mirrored = torch.rand(n, generator=generator) < 0.5
+    found = torch.stack(cut)
+    found = torch.where(mirrored[:, None, None, None], found.flip(-1), found)
+    return list(found.split(1, 1))
+
+
+def dice(found: Tensor, wanted: Tensor) -> float:
+    """2|A ∩ B| / (|A| + |B|) of two masks of one shape, over all their pixels."""
+    a, b = found.bool(), wanted.bool()
+    return 2 * int((a & b).sum()) / max(int(a.sum() + b.sum()), 1)

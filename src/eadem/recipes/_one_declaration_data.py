@@ -11,6 +11,7 @@ from scipy.optimize import least_squares
 from torch import Tensor, nn
 
 import eadem
+from eadem.evidence import ScoreTest
 from eadem.hmm import CategoricalHMM
 from eadem.recipes._digits import all_digits
 
@@ -272,3 +273,15 @@ def curves_by_hand(x: Tensor, y: Tensor) -> dict[str, float]:
         for name, values in sites(fit.x).items()
         for i, value in enumerate(values)
     }
+
+
+def towers_verdict(model: TwoTowers, pairs: tuple[Tensor, Tensor]) -> ScoreTest:
+    """The score test of the towers' tie, with Gaussian errors of the variance at the fit."""
+    sigma = misfit(model, *pairs).detach().square().mean().sqrt()
+
+    def residual(m: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return misfit(m, *batch) / sigma
+
+    return eadem.score_test(
+        model, lambda m, b: -0.5 * residual(m, b).square(), pairs, information=residual
+    )

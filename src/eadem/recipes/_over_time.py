@@ -7,8 +7,7 @@ network is `nn.Conv1d`, and its twin has a filter for each moment, from the same
 from __future__ import annotations
 
 import itertools
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ from eadem.evidence import site_mean_test
 from eadem.nn import LocallyConnected1d
 from eadem.recipes._training import Advance, seeded
 
-__all__ = ["Data", "OverTime", "both", "fit", "gap", "parts", "share_over_time"]
+__all__ = ["Data", "OverTime", "both", "fit", "parts", "share_over_time"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 BATCH, RATE = 50, 2e-3
@@ -133,10 +132,3 @@ def parts(model: OverTime, data: Data, loss: Loss) -> list[dict[str, Any]]:
             {"from": start, "to": end, "statistic": test.statistic, "pvalue": test.pvalue}
         )
     return found
-
-
-def gap(shared: Sequence[float], unshared: Sequence[float]) -> dict[str, float]:
-    """The mean paired difference, shared − unshared, and its standard error."""
-    each = [a - b for a, b in zip(shared, unshared, strict=True)]
-    error = statistics.stdev(each) / len(each) ** 0.5 if len(each) > 1 else 0.0
-    return {"mean": statistics.mean(each), "error": error}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "DEPTH",
     "LETTERS",
     "LONGEST",
     "TASKS",
@@ -25,7 +26,7 @@ __all__ = [
     "scores",
 ]
 
-LETTERS, SHORTEST, LONGEST = 8, 3, 5
+LETTERS, SHORTEST, LONGEST, DEPTH = 8, 3, 5, 4
 TASKS = ("copy", "reverse", "sort")
 #: Letters, the names of the tasks, and what the decoder reads before its first letter.
 TOKENS = LETTERS + len(TASKS) + 1

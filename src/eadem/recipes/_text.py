@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,11 @@ class Text:
     learned: Tensor
     tested: Tensor
     tokens: tuple[str, ...]
+
+    def sizes(self) -> dict[str, Any]:
+        """How much is learned from and tested on, and all tokens in a row."""
+        letters = "".join(self.tokens)
+        return {"learned": len(self.learned), "tested": len(self.tested), "letters": letters}
 
 
 def characters(most: int) -> Text:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eadem.recipes._digits import Digits
 
@@ -21,6 +21,7 @@ __all__ = [
     "Epoch",
     "Trained",
     "concurrently",
+    "descending",
     "evaluate",
     "fit",
     "one_thread_count",
@@ -110,6 +111,26 @@ def concurrently(jobs: Sequence[Callable[[Advance], T]], advance: Advance) -> li
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def descending(
+    optimizer: torch.optim.Optimizer,
+    losses: Iterable[Tensor],
+    rate: torch.optim.lr_scheduler.LRScheduler | None = None,
+) -> Iterator[float]:
+    """A step for each loss, and its value; `losses` makes each when its turn has come.
+
+    >>> w = torch.ones((), requires_grad=True)
+    >>> list(descending(torch.optim.SGD([w], 0.5), (w**2 / 2 for _ in range(2))))
+    [0.5, 0.125]
+    """
+    for loss in losses:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if rate is not None:
+            rate.step()
+        yield float(loss.detach())
 
 
 @torch.no_grad()

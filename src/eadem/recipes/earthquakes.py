@@ -26,11 +26,8 @@ Expected run time: 30 s, 15 s when quick.
 from __future__ import annotations
 
 import copy
-from importlib.resources import files
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.stats import chi2
 from torch import Tensor
@@ -39,6 +36,7 @@ import eadem
 from eadem.hmm import PoissonHMM
 from eadem.recipes import Context
 from eadem.recipes._earthquakes_page import report, table
+from eadem.recipes._restarts import best, counts, lowest_step
 from eadem.report.page import ready
 
 __all__ = ["counts", "report", "run"]
@@ -49,44 +47,11 @@ RATES = (13.13, 19.71, 29.71)
 LEVEL = 0.01
 #: Each belief: its name, the sites and the map of each.
 BELIEFS: dict[str, dict[str, Any]] = {
-    "as often busy as quiet again": {
-        "transmat[0, 1]": eadem.Same(),
-        "transmat[1, 0]": eadem.Same(),
-    },
-    "busy is three times quiet": {
-        "lambdas[0]": eadem.Same(),
-        "lambdas[1]": eadem.Scale(3.0),
-    },
+    "as often busy as quiet again": dict.fromkeys(
+        ("transmat[0, 1]", "transmat[1, 0]"), eadem.Same()
+    ),
+    "busy is three times quiet": {"lambdas[0]": eadem.Same(), "lambdas[1]": eadem.Scale(3.0)},
 }
-
-
-def counts() -> npt.NDArray[np.int64]:
-    """Earthquakes of magnitude 7 or greater by year, 1900 to 2006, (107, 1).
-
-    >>> counts().shape, int(counts().sum())
-    ((107, 1), 2072)
-    """
-    text = files("eadem").joinpath("data", "earthquakes.txt").read_text(encoding="utf-8")
-    return np.array(text.split(), dtype=np.int64)[:, None]
-
-
-def best(states: int, starts: int, seed: int) -> PoissonHMM:
-    """The best fit of several starts, its states by rate."""
-    hmm = PoissonHMM(
-        states, n_features=1, n_init=starts, random_state=seed, n_iter=5000, tol=1e-10
-    )
-    hmm.fit(counts())
-    order = np.argsort(hmm.lambdas_[:, 0])
-    start, move, rates = hmm.startprob_, hmm.transmat_, hmm.lambdas_
-    hmm.startprob_, hmm.lambdas_ = start[order], rates[order]
-    hmm.transmat_ = move[np.ix_(order, order)]
-    return hmm
-
-
-def lowest_step(hmm: PoissonHMM) -> float:
-    """The least gain of an EM step, relative to the log-likelihood."""
-    history = np.array(hmm.monitor_.history)
-    return float(np.diff(history).min(initial=0.0) / abs(history[-1]))
 
 
 def density(hmm: PoissonHMM, series: Tensor) -> Tensor:

@@ -32,46 +32,33 @@ Expected run time: 1 minute, 10 s when quick.
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
 import eadem
-from eadem.bind import resolved
 from eadem.hmm import CategoricalHMM
 from eadem.recipes import Context
+from eadem.recipes._gene_hmm_evidence import STATES, Ints, coding, counted, verdict
 from eadem.recipes._gene_hmm_page import report
-from eadem.recipes._genome import Genome, chloroplast, triplets
+from eadem.recipes._genome import (
+    STRETCH,
+    Genome,
+    chloroplast,
+    complement,
+    matthews,
+    pieces,
+    triplets,
+)
+from eadem.recipes._repeats import gap
 from eadem.recipes._training import one_thread_count
 from eadem.report import page
 
 __all__ = ["complement", "counted", "hidden", "matthews", "report", "run", "verdict"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-
-PIECE, STRETCH = 8000, 1000
 SIZES, QUICK = (2, 4, 8, 16, 32), (4, 16)
 SMALL, BEHIND = 8, 0.05
 NEXT = {1: 2, 2: 3, 3: 1, 4: 6, 5: 4, 6: 5}
-STATES = 7
-
-
-def complement(width: int) -> eadem.Gather:
-    """Symbols of `width` bases as the other strand has them: complemented, read backwards.
-
-    >>> complement(1).bind((4,)).expand(torch.arange(4.0)).tolist()
-    [3.0, 2.0, 1.0, 0.0]
-    """
-    symbols = torch.arange(4**width).reshape((4,) * width)
-    turned = symbols.permute(*reversed(range(width))).flip(*range(width))
-    return eadem.Gather(turned.reshape(-1))
 
 
 def hidden(tied: bool, width: int = 3) -> CategoricalHMM:
@@ -86,78 +73,6 @@ def hidden(tied: bool, width: int = 3) -> CategoricalHMM:
             forwards, back = f"emissionprob[{p}]", f"emissionprob[{p + 3}]"
             eadem.tie(hmm, {forwards: eadem.Same(), back: complement(width)}, start="mean")
     return hmm
-
-
-def counted(hmm: CategoricalHMM, pieces: Sequence[tuple[Ints, Ints]]) -> CategoricalHMM:
-    """Learn from symbols and their states: counts through φᵀ, and one more of each."""
-    values = {n: np.ones(s) for n, s in resolved(hmm).shapes.items()}
-    for symbols, states in pieces:
-        values["startprob"][states[0]] += 1
-        np.add.at(values["transmat"], (states[:-1], states[1:]), 1)
-        np.add.at(values["emissionprob"], (states, symbols), 1)
-    phi: Any = resolved(hmm)
-    counts = torch.cat([torch.from_numpy(values[n]).reshape(-1) for n in phi.shapes])
-    pooled = phi.split(phi.forward(phi.adjoint(counts)))
-    for name, found in pooled.items():
-        setattr(hmm, f"{name}_", (found / found.sum(-1, keepdim=True)).numpy())
-    return hmm
-
-
-def matthews(said: npt.NDArray[np.bool_], true: npt.NDArray[np.bool_]) -> float:
-    """Matthews' correlation coefficient; 0 where one answer is given throughout.
-
-    >>> round(matthews(np.array([True, True, False]), np.array([True, False, False])), 12)
-    0.5
-    """
-    if said.all() or not said.any() or true.all() or not true.any():
-        return 0.0
-    return float(np.corrcoef(said, true)[0, 1])
-
-
-def pieces(genome: Genome) -> tuple[list[slice], list[slice]]:
-    """Pieces to learn from and pieces to test on, in turn."""
-    every = [slice(i, i + PIECE) for i in range(0, len(genome.bases), PIECE)]
-    return every[::2], every[1::2]
-
-
-def coding(hmm: CategoricalHMM, symbols: Sequence[Ints]) -> npt.NDArray[np.bool_]:
-    """Which bases code, by posterior probability."""
-    lengths = [len(s) for s in symbols]
-    posterior = hmm.predict_proba(np.concatenate(symbols)[:, None], lengths)
-    found: npt.NDArray[np.bool_] = posterior[:, 0] < 0.5
-    return found
-
-
-def log_density(hmm: CategoricalHMM, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Of a symbol in its annotated state."""
-    probabilities = hmm.emissionprob
-    assert isinstance(probabilities, Tensor)
-    return probabilities[batch[0], batch[1]].log()
-
-
-def verdict(genome: Genome, learned: Sequence[slice]) -> dict[str, Any]:
-    """The score test of the tie on single bases, plain and robust over coding sequences."""
-    at = np.concatenate([np.arange(len(genome.bases))[p] for p in learned])
-    at = at[genome.states[at] > 0]
-    hmm = counted(hidden(True, 1), [(genome.bases[p], genome.states[p]) for p in learned])
-    seen = np.zeros((STATES, 4))
-    np.add.at(seen, (genome.states[at], genome.bases[at]), 1)
-    batch = tuple(torch.from_numpy(v[at]) for v in (genome.states, genome.bases))
-    genes = torch.from_numpy(genome.genes[at])
-    release = [f"emissionprob[{p}]" for p in (4, 5, 6)]
-    test = eadem.score_test(
-        hmm, log_density, batch, release=release, cluster=genes, information="outer"
-    )
-    robust = test.robust
-    assert robust is not None
-    return {
-        "bases": len(at),
-        "genes": len(genes.unique()),
-        "df": test.df,
-        "plain": {"statistic": test.statistic, "pvalue": test.pvalue},
-        "robust": {"statistic": robust.statistic, "pvalue": robust.pvalue},
-        "shares": (seen[1:] / seen[1:].sum(1, keepdims=True)).tolist(),
-    }
 
 
 def correlations(
@@ -180,9 +95,8 @@ def run(context: Context) -> None:
     genome = chloroplast()
     symbols = triplets(genome.bases)
     learned, tested = pieces(genome)
-    starts = np.concatenate(
-        [np.arange(p.start, p.stop - STRETCH + 1, STRETCH) for p in learned]
-    )
+    every = [np.arange(p.start, p.stop - STRETCH + 1, STRETCH) for p in learned]
+    starts = np.concatenate(every)
     starts = starts[starts + STRETCH <= len(genome.bases)]
     found: dict[str, dict[int, list[float]]] = {"tied": {}, "untied": {}}
     cases = [(n, r) for n in sizes for r in range(repeats)]
@@ -195,7 +109,7 @@ def run(context: Context) -> None:
                 found[name].setdefault(n * STRETCH, []).append(value)
         whole = [(symbols[p], genome.states[p]) for p in learned]
         everything = correlations(genome, whole, tested)
-        evidence = verdict(genome, learned)
+        evidence = verdict(hidden(True, 1), genome, learned)
     _claim(context, found)
     context.write_metrics(
         {
@@ -213,9 +127,8 @@ def _claim(context: Context, found: Mapping[str, Mapping[int, Sequence[float]]])
     """Claim C21."""
     gains, errors = {}, {}
     for n, tied in found["tied"].items():
-        each = [a - b for a, b in zip(tied, found["untied"][n], strict=True)]
-        gains[n] = statistics.mean(each)
-        errors[n] = statistics.stdev(each) / math.sqrt(len(each))
+        paired = gap(tied, found["untied"][n])
+        gains[n], errors[n] = paired["mean"], paired["error"]
     asked = {n: g for n, g in gains.items() if n <= SMALL * STRETCH}
     holds = all(g > 2 * errors[n] for n, g in asked.items())
     if context.quick:

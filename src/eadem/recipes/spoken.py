@@ -30,8 +30,9 @@ from torch.nn.functional import cross_entropy
 import eadem
 from eadem.recipes import Context
 from eadem.recipes._data import Package
-from eadem.recipes._over_time import Data, both, fit, gap, parts
+from eadem.recipes._over_time import Data, both, fit, parts
 from eadem.recipes._over_time_page import report
+from eadem.recipes._repeats import gap
 from eadem.recipes._training import one_thread_count
 from eadem.report import page
 

@@ -33,228 +33,93 @@ network, each trained on for as long. Expected run time: 9 minutes, 15 s when qu
 
 from __future__ import annotations
 
-import copy
-import math
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 import eadem
-from eadem.evidence.score import holm
 from eadem.nn import share_layers
 from eadem.recipes import Context
 from eadem.recipes._sequences import (
-    LETTERS,
+    DEPTH,
     LONGEST,
-    TASKS,
-    Batch,
     Transformer,
-    attended,
     batch,
     cached,
-    scores,
 )
 from eadem.recipes._training import Advance, concurrently, one_thread_count, seeded
+from eadem.recipes._transformer_kv_claims import claim
+from eadem.recipes._transformer_kv_measures import (
+    FULL,
+    QUICK,
+    Sizes,
+    measured,
+    relaxed,
+    speeds,
+    trained,
+    verdict,
+)
 from eadem.recipes._transformer_kv_page import report, table
 from eadem.report import page
 
-__all__ = ["PATTERNS", "report", "run"]
+__all__ = ["PATTERNS", "report", "run", "share"]
 
 ATTENTIONS = ("encoder.{}.attn", "decoder.{}.attn", "decoder.{}.cross")
 KEYS_AND_VALUES = {"encoder": ("attn.k", "attn.v"),
                    "decoder": ("attn.k", "attn.v", "cross.k", "cross.v")}  # fmt: skip
-DEPTH, RATE, BATCH, WARMUP = 4, 3e-3, 64, 50
-RELAXED, RANK = 4, 4
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Width, steps, repeats, steps after relaxing; sequences to test on; rounds of timing;
-    micro-batches of the evidence.
-    """
-
-    width: int
-    steps: int
-    repeats: int
-    more: int
-    tested: int
-    rounds: int
-    fresh: int
+PATTERNS = ("none", "embedding", "adjacent", "all", "k=v", "encoder-decoder", "blocks")
 
 
-FULL, QUICK = Sizes(32, 600, 3, 150, 600, 9, 32), Sizes(16, 5, 2, 3, 60, 2, 6)
-
-
-def nothing(model: nn.Module) -> None:
-    """Every site for itself."""
-
-
-def embedding(model: nn.Module) -> None:
-    """One letter, one vector: read by the encoder, by the decoder, and written."""
-    eadem.tie(model, "source.weight", "target.weight", "head.weight")
-
-
-def layers(model: nn.Module, every: int | None = None) -> None:
-    """Keys and values of all layers, or of so many neighbours."""
-    for side, parts in KEYS_AND_VALUES.items():
-        share_layers(model, f"{side}.*", *parts, every=every)
-
-
-def k_is_v(model: nn.Module) -> None:
-    """One tensor for keys and values of each attention."""
-    for name in (a.format(i) for i in range(DEPTH) for a in ATTENTIONS):
-        eadem.tie(model, f"{name}.k.weight", f"{name}.v.weight")
-
-
-def encoder_decoder(model: nn.Module) -> None:
-    """Keys of both sides, and values of both, in layers of one number."""
-    for i in range(DEPTH):
-        for part in "kv":
+def share(model: nn.Module, pattern: str) -> None:
+    """Declare one of PATTERNS on the network."""
+    if pattern == "embedding":  # one letter, one vector: read on both sides, and written
+        eadem.tie(model, "source.weight", "target.weight", "head.weight")
+    elif pattern in ("adjacent", "all"):  # keys and values of two neighbours, or of all layers
+        for side, parts in KEYS_AND_VALUES.items():
+            share_layers(model, f"{side}.*", *parts, every=2 if pattern == "adjacent" else None)
+    elif pattern == "k=v":
+        for name in (a.format(i) for i in range(DEPTH) for a in ATTENTIONS):
+            eadem.tie(model, f"{name}.k.weight", f"{name}.v.weight")
+    elif pattern == "encoder-decoder":  # in layers of one number
+        for i, part in product(range(DEPTH), "kv"):
             eadem.tie(model, *(f"{a.format(i)}.{part}.weight" for a in ATTENTIONS))
+    elif pattern == "blocks":  # one layer for the encoder, used again, and one for the decoder
+        share_layers(model, "encoder.*")
+        share_layers(model, "decoder.*")
 
 
-def blocks(model: nn.Module) -> None:
-    """One layer for the encoder, used again, and one for the decoder."""
-    share_layers(model, "encoder.*")
-    share_layers(model, "decoder.*")
-
-
-PATTERNS: dict[str, Callable[[nn.Module], None]] = {
-    "none": nothing,
-    "embedding": embedding,
-    "adjacent": partial(layers, every=2),
-    "all": layers,
-    "k=v": k_is_v,
-    "encoder-decoder": encoder_decoder,
-    "blocks": blocks,
-}
-#: Those that share keys or values.
-KV = tuple(PATTERNS)[2:]
-
-
-def tensors(pattern: str) -> int:
-    """How many tensors the decoder caches: K and V of what was written and of the source."""
-    source = {"adjacent": DEPTH, "all": 2, "blocks": 2}.get(pattern, 2 * DEPTH)
-    return 2 * DEPTH if pattern == "k=v" else 2 * DEPTH + source
-
-
-def nats(model: nn.Module, seen: Batch) -> Tensor:
-    """Cross-entropy of every letter (n, length)."""
-    return cross_entropy(scores(model, seen).transpose(1, 2), seen.wanted, reduction="none")
-
-
-def trained(
-    model: Transformer, generator: torch.Generator, steps: int, advance: Advance
-) -> Transformer:
-    """Steps of Adam on fresh sequences, at a rate that rises over the first WARMUP of them."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
-    rate = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / WARMUP, total_iters=WARMUP)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        nats(model, batch(BATCH, generator)).mean().backward()
-        optimizer.step()
-        rate.step()
-        advance(1)
+def built(name: str, width: int, seed: int = 0) -> Transformer:
+    """The network under a pattern; of one seed all begin alike."""
+    with seeded(seed):
+        model = Transformer(width, DEPTH)
+    share(model, name)
     return model
-
-
-@torch.no_grad()
-def measured(model: Transformer, other: Batch, test: Batch) -> dict[str, Any]:
-    """Loss, accuracy and alignment on the longest sequences."""
-    found = scores(model, test)
-    right = found.argmax(2) == test.wanted
-    task = test.source[:, 0] - LETTERS
-    at, chosen = aligned(model, test), int(aligned(model, other).argmax())
-    return {
-        "loss": float(cross_entropy(found.transpose(1, 2), test.wanted)),
-        "accuracy": float(right.double().mean()),
-        "whole": float(right.all(1).double().mean()),
-        "by_task": [float(right[task == i].double().mean()) for i in range(len(TASKS))],
-        "alignment": float(at[chosen]),
-    }
-
-
-def aligned(model: Transformer, seen: Batch) -> Tensor:
-    """How often the maximum of cross-attention is at the known place, by layer and head."""
-    most = attended(model, seen).argmax(4)  # (depth, n, heads, length)
-    return (most == seen.place.unsqueeze(1)).double().mean((1, 3)).flatten()
-
-
-def verdict(model: nn.Module, generator: torch.Generator, samples: int) -> dict[str, Any]:
-    """The mean test of every tied site, on fresh sequences, after Holm's correction."""
-    fresh = [batch(16, generator) for _ in range(samples)]
-
-    def density(m: nn.Module, seen: tuple[Tensor, ...]) -> Tensor:
-        return -nats(m, Batch(*seen)).sum(1)
-
-    data = [(one.source, one.wanted, one.place) for one in fresh]
-    found = eadem.evidence.site_mean_test(model, density, data, samples=samples)
-    joint = found.pop("joint")
-    corrected = holm([one.pvalue for one in found.values()])
-    return {
-        "joint": {"statistic": joint.statistic, "pvalue": joint.pvalue},
-        "sites": {
-            site: {"statistic": one.statistic, "holm": p}
-            for (site, one), p in zip(found.items(), corrected, strict=True)
-        },
-    }
 
 
 def _pattern(
     seed: int, name: str, size: Sizes, judged: bool, advance: Advance
 ) -> dict[str, Any]:
     """One pattern in one repeat, and, where all layers share, what relaxing gives back."""
-    with seeded(seed):
-        model = Transformer(size.width, DEPTH)
-    PATTERNS[name](model)
+    model = built(name, size.width, seed)
     generator = torch.Generator().manual_seed(seed)
     other, test = (batch(size.tested, generator, LONGEST) for _ in range(2))
     trained(model, generator, size.steps, advance)
-    bytes_ = sum(one.numel() * one.element_size() for one in cached(model, test[:1]))
+    kept = cached(model, test[:1])
     found = measured(model, other, test) | {
         "free": eadem.counts(model).free,
-        "tensors": len(cached(model, test[:1])),
-        "bytes": bytes_,
+        "tensors": len(kept),
+        "bytes": sum(one.numel() * one.element_size() for one in kept),
         "evidence": verdict(model, generator, size.fresh) if judged else None,
     }
     if name == "all":
-        sites = found["evidence"]["sites"]
-        order = sorted(sites, key=lambda s: -sites[s]["statistic"])
-        relaxed = {"tied": [], "most": order[:RELAXED], "least": order[-RELAXED:]}
-        found["relaxed"] = relaxed
-        state = generator.get_state()
-        for which, loose in relaxed.items():
-            one = copy.deepcopy(model)
-            for site in loose:
-                eadem.relax(one, site, RANK, seed=seed)
-            generator.set_state(state)
-            trained(one, generator, size.more, advance)
-            found[f"after_{which}"] = measured(one, other, test)
+        blamed = found["evidence"]["sites"]
+        found |= relaxed(model, blamed, generator, size.more, (other, test), advance)
     return found
-
-
-@torch.no_grad()
-def speeds(width: int, rounds: int) -> dict[str, float]:
-    """Letters per second of CPU time, forward; medians of rounds in which all take turns."""
-    seen = batch(BATCH, torch.Generator().manual_seed(0), LONGEST)
-    models: dict[str, Transformer] = {}
-    for name, pattern in PATTERNS.items():
-        models[name] = Transformer(width, DEPTH)
-        pattern(models[name])
-    taken: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(rounds + 1):
-        for name, model in models.items():
-            start = time.thread_time()
-            scores(model, seen)
-            taken[name].append(time.thread_time() - start)
-    return {n: seen.wanted.numel() / statistics.median(each[1:]) for n, each in taken.items()}
 
 
 def run(context: Context) -> None:
@@ -269,7 +134,7 @@ def run(context: Context) -> None:
     ]
     total = len(keys) * size.steps + 3 * len(seeds) * size.more
     with one_thread_count(), context.stage("steps", total) as advance:
-        speed = speeds(size.width, size.rounds)
+        speed = speeds({n: built(n, size.width) for n in PATTERNS}, size.rounds)
         done = concurrently(jobs, advance)
     grid: dict[str, list[Any]] = {name: [] for name in PATTERNS}
     for (name, _), one in zip(keys, done, strict=True):
@@ -280,62 +145,3 @@ def run(context: Context) -> None:
     )
     report(context.out)
     context.say(table(context.out))
-
-
-def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
-    """The mean of a − b, and its standard error.
-
-    >>> paired([2.0, 4.0], [1.0, 1.0])
-    (2.0, 1.0)
-    """
-    away = [x - y for x, y in zip(a, b, strict=True)]
-    error = statistics.stdev(away) / math.sqrt(len(away)) if len(away) > 1 else math.inf
-    return statistics.mean(away), error
-
-
-def claim(context: Context, grid: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Claim C25, in three parts."""
-    free = {n: runs[0]["free"] for n, runs in grid.items()}
-    kept = {n: runs[0]["tensors"] for n, runs in grid.items()}
-    fewer = all(f < free["none"] for n, f in free.items() if n != "none")
-    wanted = {n: tensors(n) for n in grid}
-    context.claim(
-        "C25",
-        "Sharing keys and values across layers, or between encoder and decoder, takes fewer "
-        "parameters.",
-        "every pattern has fewer free values than none, and the decoder caches as many "
-        "distinct tensors as counted by hand",
-        {"free values": f"< {free['none']}", "tensors": wanted},
-        {"free values": free, "tensors": kept},
-        fewer and kept == wanted,
-    )
-    if not context.quick:
-        _learned(context, grid)
-
-
-def _learned(context: Context, grid: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """What is asked of networks that have learned."""
-    none, shared = grid["none"], grid["encoder-decoder"]
-    gains = {
-        "alignment": paired(*([r["alignment"] for r in runs] for runs in (shared, none))),
-        "copying": paired(*([r["by_task"][0] for r in runs] for runs in (shared, none))),
-    }
-    context.claim(
-        "C25",
-        "Keys and values shared between encoder and decoder give a shared space that helps "
-        "copying and alignment.",
-        "alignment and accuracy of copying are above those without sharing, each by > 2 "
-        "standard errors of the paired difference",
-        dict.fromkeys(gains, "> 2 standard errors"),
-        {n: f"{mean:+.3f} ± {error:.3f}" for n, (mean, error) in gains.items()},
-        all(mean > 2 * error for mean, error in gains.values()),
-    )
-    losses = {n: statistics.mean(r["loss"] for r in runs) for n, runs in grid.items()}
-    context.claim(
-        "C25",
-        "Sharing keys and values comes at some loss of expressiveness.",
-        "the mean test loss of every pattern that shares keys or values is above that of none",
-        f"> {losses['none']:.3f}",
-        {n: round(losses[n], 3) for n in KV},
-        all(losses[n] > losses["none"] for n in KV),
-    )

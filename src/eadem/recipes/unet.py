@@ -31,17 +31,16 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import eadem
 from eadem.nn import UNet
 from eadem.recipes import Context
-from eadem.recipes._nuclei import nuclei
-from eadem.recipes._training import Advance, concurrently, one_thread_count, seeded
+from eadem.recipes._nuclei import SIDE, crops, dice, nuclei
+from eadem.recipes._training import Advance, concurrently, descending, one_thread_count, seeded
+from eadem.recipes._unet_evidence import verdict
 from eadem.recipes._unet_page import report
 from eadem.report import page
 
 __all__ = ["crops", "dice", "narrower", "report", "run"]
 
 WIDTHS = (8, 16, 32)
-SIDE, CROP, PIECE, LEARNED, TESTED = 128, 64, 32, 4, 8
-BATCH, RATE = 8, 3e-3
-MARGIN = 0.01
+LEARNED, TESTED, BATCH, RATE, MARGIN = 4, 8, 8, 3e-3, 0.01
 NETS = ("tied", "full", "equal")
 
 
@@ -52,22 +51,6 @@ def narrower(widths: tuple[int, ...], most: int) -> tuple[int, ...]:
         if eadem.counts(UNet(1, 1, found)).free <= most:
             return found
     raise ValueError(f"no U-Net of these proportions has only {most} values")
-
-
-def crops(tiles: tuple[Tensor, Tensor], n: int, generator: torch.Generator) -> list[Tensor]:
-    """n crops of image and mask, turned and mirrored by chance: (n, 1, CROP, CROP) each."""
-    both = torch.cat(tiles, 1)
-    places = torch.randint(SIDE - CROP + 1, (n, 2), generator=generator).tolist()
-    which = torch.randint(len(both), (n,), generator=generator).tolist()
-    turns = torch.randint(4, (n,), generator=generator).tolist()
-    cut = [
-        both[t, :, y : y + CROP, x : x + CROP].rot90(k, (-2, -1))
-        for t, (y, x), k in zip(which, places, turns, strict=True)
-    ]
-    mirrored = torch.rand(n, generator=generator) < 0.5
-    found = torch.stack(cut)
-    found = torch.where(mirrored[:, None, None, None], found.flip(-1), found)
-    return list(found.split(1, 1))
 
 
 def trained(
@@ -81,43 +64,13 @@ def trained(
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+    drawn = (crops(tiles, BATCH, generator) for _ in range(updates))
+    losses = (binary_cross_entropy_with_logits(model(x), inside) for x, inside in drawn)
     path = []
-    for _ in range(updates):
-        image, inside = crops(tiles, BATCH, generator)
-        optimizer.zero_grad()
-        loss = binary_cross_entropy_with_logits(model(image), inside)
-        loss.backward()
-        optimizer.step()
-        rate.step()
-        path.append(float(loss.detach()))
+    for loss in descending(optimizer, losses, rate):
+        path.append(loss)
         advance(1)
     return path
-
-
-def dice(found: Tensor, wanted: Tensor) -> float:
-    """2|A ∩ B| / (|A| + |B|) of two masks of one shape, over all their pixels."""
-    a, b = found.bool(), wanted.bool()
-    return 2 * int((a & b).sum()) / max(int(a.sum() + b.sum()), 1)
-
-
-def verdict(model: UNet, tiles: tuple[Tensor, Tensor]) -> dict[str, Any]:
-    """The mean test of every decoder filter at the tied fit; the pixels are Bernoulli."""
-    pieces = [
-        t.unfold(2, PIECE, PIECE).unfold(3, PIECE, PIECE).reshape(-1, 1, PIECE, PIECE)
-        for t in tiles
-    ]
-
-    def log_density(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        image, inside = batch
-        each = binary_cross_entropy_with_logits(model(image), inside, reduction="none")
-        return -each.flatten(1).sum(1)
-
-    data = list(zip(*(p.split(8) for p in pieces), strict=True))
-    tests = eadem.evidence.site_mean_test(model, log_density, data, release="up.**.weight")
-    return {
-        name: {"z": test.statistic, "pvalue": test.pvalue, "notes": list(test.notes)}
-        for name, test in tests.items()
-    }
 
 
 def compared(

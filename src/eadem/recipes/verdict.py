@@ -32,163 +32,38 @@ number of relaxed tiles at seeds 7 and 8):
 from __future__ import annotations
 
 import copy
-import math
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import conv2d, linear, one_hot, pad, unfold
+from torch import Tensor
 
 import eadem
-from eadem.evidence.score import holm
 from eadem.recipes import Context
-from eadem.recipes._digits import CLASSES, Digits, split
+from eadem.recipes._digits import split
+from eadem.recipes._repeats import gap
+from eadem.recipes._tiles import (
+    FULL,
+    QUICK,
+    Sizes,
+    Tiles,
+    first,
+    fitted,
+    redrawn,
+    tested,
+    verdict,
+)
 from eadem.recipes._training import Advance, concurrently, one_thread_count
 from eadem.recipes._verdict_page import report, table
 from eadem.report.page import ready
 
-__all__ = ["Fit", "Tiles", "Verdict", "fitted", "report", "run", "verdict"]
+__all__ = ["Tiles", "fitted", "report", "run", "verdict"]
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Images learned from, splits of the digits, draws where the tie is true, evaluations."""
-
-    images: int
-    splits: int
-    draws: int
-    evaluations: int
-
-
-FULL, QUICK = Sizes(1500, 5, 3, 80), Sizes(400, 1, 1, 40)
-SIDE, TILES, FILTERS, GRID = 14, 7, 3, 4
-SITES = tuple(f"kernels.{i}" for i in range(TILES**2))
 RELAXED, RANK = 6, 1
 LEVEL, FALSE, FALSE_QUICK, STRICT = 0.05, 0.10, 0.15, 0.01
-
-
-class Tiles(nn.Module):
-    """The network; `kernels` holds a kernel (FILTERS, 1, 3, 3) for each tile, row by row."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        super().__init__()
-        kernel = torch.randn(FILTERS, 1, 3, 3, generator=generator, dtype=torch.float64) / 3
-        self.kernels = nn.ParameterList(kernel.clone() for _ in SITES)
-        self.head = nn.Linear(FILTERS * GRID**2, CLASSES, dtype=torch.float64)
-
-    def features(self, images: Tensor) -> Tensor:
-        """(n, FILTERS·GRID²) of images (n, 1, SIDE, SIDE)."""
-        n = len(images)
-        crops = unfold(pad(images, (1, 1, 1, 1)), 4, stride=2).transpose(1, 2)
-        crops = crops.reshape(n, TILES**2, 4, 4)
-        found = conv2d(crops, torch.cat(list(self.kernels)), groups=TILES**2).relu()
-        found = found.reshape(n, TILES, TILES, FILTERS, 2, 2).permute(0, 3, 1, 4, 2, 5)
-        whole = found.reshape(n, FILTERS, SIDE, SIDE)
-        return nn.functional.adaptive_avg_pool2d(whole, GRID).flatten(1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The classes' indicators, (n, CLASSES)."""
-        found: Tensor = self.head(self.features(images))
-        return found
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Evaluations it took, and the mean squared error of what it was fitted to."""
-
-    evaluations: int
-    error: float
-
-
-def fitted(model: Tiles, images: Tensor, targets: Tensor, most: int) -> Fit:
-    """Least squares by L-BFGS on the kernels; the head is the best one for them throughout.
-
-    The gradient at the best head is that of the error as a function of the kernels alone.
-    """
-    kernels = list(model.kernels.parameters())
-    taken = 0
-
-    def closure() -> float:
-        nonlocal taken
-        taken += 1
-        optimizer.zero_grad()
-        features = model.features(images)
-        ones = pad(features.detach(), (0, 1), value=1.0)
-        ridge = 1e-8 * torch.eye(ones.shape[1], dtype=ones.dtype)
-        head = torch.linalg.solve(ones.T @ ones + ridge, ones.T @ targets)
-        with torch.no_grad():
-            model.head.weight.copy_(head[:-1].T)
-            model.head.bias.copy_(head[-1])
-        error = (linear(features, head[:-1].T, head[-1]) - targets).square().mean()
-        error.backward()
-        return float(error.detach())
-
-    optimizer = torch.optim.LBFGS(
-        kernels,
-        max_iter=most,
-        max_eval=most,
-        history_size=30,
-        tolerance_grad=1e-10,
-        tolerance_change=0.0,
-        line_search_fn="strong_wolfe",
-    )
-    optimizer.step(closure)
-    return Fit(taken, closure())
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the test says of one tile; `pvalue` is the robust one."""
-
-    site: str
-    df: int
-    statistic: float
-    pvalue: float
-    holm: float
-
-
-def verdict(model: Tiles, images: Tensor, targets: Tensor) -> list[Verdict]:
-    """The score test of every tile that the data identify, at the tied fit."""
-    with torch.no_grad():
-        sigma = float((model(images) - targets).square().mean().sqrt())
-
-    def mean(m: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        found: Tensor = m(batch[0]) / sigma
-        return found
-
-    def log_density(m: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return -0.5 * (batch[1] / sigma - mean(m, batch)).square().sum(1)
-
-    first = eadem.score_test(
-        model, log_density, (images, targets), release=SITES[0], information=mean
-    )
-    found = [(site, first.again(site)) for site in SITES]
-    seen = [(site, t, t.robust) for site, t in found if t.df and t.robust is not None]
-    corrected = holm([robust.pvalue for _, _, robust in seen])
-    return [
-        Verdict(site, t.df, t.statistic, robust.pvalue, p)
-        for (site, t, robust), p in zip(seen, corrected, strict=True)
-    ]
-
-
-@torch.no_grad()
-def tested(model: Tiles, images: Tensor, labels: Tensor) -> dict[str, float]:
-    """Mean squared error and accuracy on images that were not learned from."""
-    found = model(images)
-    error = (found - one_hot(labels, CLASSES)).square().mean()
-    return {
-        "error": float(error),
-        "accuracy": float((found.argmax(1) == labels).double().mean()),
-    }
-
-
-def halved(digits: Digits) -> Tensor:
-    """Images (n, 1, SIDE, SIDE), float64."""
-    return nn.functional.avg_pool2d(digits.images.double().reshape(-1, 1, 28, 28), 2)
 
 
 def run(context: Context) -> None:
@@ -202,19 +77,16 @@ def run(context: Context) -> None:
         done = concurrently(jobs, advance)
     splits, drawn = done[: size.splits], done[size.splits :]
     _claim(context, splits, drawn)
-    ink = halved(split(seeds[0])[0])[: size.images].mean((0, 1))
-    context.write_metrics(
-        {"images": size.images, "splits": splits, "drawn": drawn, "mean_digit": ink}
-    )
+    ink = first(split(seeds[0])[0], size.images)[0].mean((0, 1))
+    shown = {"images": size.images, "mean_digit": ink}
+    context.write_metrics(shown | {"splits": splits, "drawn": drawn})
     report(context.out)
     context.say(table(splits))
 
 
 def _learned(seed: int, size: Sizes) -> tuple[Tiles, Tensor, Tensor]:
     """The tied fit of one split, its images and their targets."""
-    train = split(seed)[0]
-    x = halved(train)[: size.images]
-    y = one_hot(train.labels[: size.images], CLASSES).double()
+    x, y = first(split(seed)[0], size.images)
     model = Tiles(torch.Generator().manual_seed(seed))
     eadem.tie(model, "kernels.*")
     fitted(model, x, y, size.evaluations)
@@ -237,30 +109,18 @@ def _split(seed: int, size: Sizes, advance: Advance) -> dict[str, Any]:
     for name in ("most", "least", "untied"):
         fitted(models[name], x, y, size.evaluations)
         advance(1)
-    test = split(seed)[1]
-    return {
-        "verdicts": [asdict(v) for v in found],
-        "relaxed": relaxed,
-        "models": {
-            name: tested(m, halved(test), test.labels) | {"free": eadem.counts(m).free}
-            for name, m in models.items()
-        },
-    }
+    scores = {name: tested(m, split(seed)[1]) for name, m in models.items()}
+    return {"verdicts": [asdict(v) for v in found], "relaxed": relaxed, "models": scores}
 
 
 def _drawn(seed: int, draw: int, size: Sizes, advance: Advance) -> list[dict[str, Any]]:
     """The verdict where the tie is true: targets drawn from the tied fit."""
     model, x, y = _learned(seed, size)
     advance(1)
-    generator = torch.Generator().manual_seed(1000 * seed + draw)
-    with torch.no_grad():
-        mean = model(x)
-        sigma = (mean - y).square().mean().sqrt()
-        y = mean + sigma * torch.randn(y.shape, dtype=y.dtype, generator=generator)
+    y = redrawn(model, x, y, 1000 * seed + draw)
     fitted(model, x, y, size.evaluations)
-    found = verdict(model, x, y)
     advance(1)
-    return [asdict(v) for v in found]
+    return [asdict(v) for v in verdict(model, x, y)]
 
 
 def _claim(context: Context, splits: Sequence[Any], drawn: Sequence[Any]) -> None:
@@ -268,13 +128,8 @@ def _claim(context: Context, splits: Sequence[Any], drawn: Sequence[Any]) -> Non
     true = [v["pvalue"] for each in drawn for v in each]
     false = sum(p < LEVEL for p in true) / len(true)
     rejected = sum(v["holm"] < STRICT for v in splits[0]["verdicts"])
-    gains = [
-        s["models"]["least"]["error"] / s["models"]["tied"]["error"]
-        - s["models"]["most"]["error"] / s["models"]["tied"]["error"]
-        for s in splits
-    ]
-    mean = statistics.mean(gains)
-    error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+    errors = [{k: m["error"] for k, m in s["models"].items()} for s in splits]
+    gain = gap(*([e[k] / e["tied"] for e in errors] for k in ("least", "most")))
     most = FALSE_QUICK if context.quick else FALSE
     context.claim(
         "C30",
@@ -285,6 +140,11 @@ def _claim(context: Context, splits: Sequence[Any], drawn: Sequence[Any]) -> Non
         f"{RELAXED} most blamed tiles lowers the test error by more than the {RELAXED} least "
         "blamed, by > 2 standard errors of the paired difference (not asked of a quick run)",
         {"false": f"≤ {most:g}", "rejected": "≥ 1", "gain": "> 0"},
-        {"false": false, "rejected": rejected, "gain": mean, "standard error": error},
-        false <= most and rejected >= 1 and (context.quick or mean > 2 * error),
+        {
+            "false": false,
+            "rejected": rejected,
+            "gain": gain["mean"],
+            "standard error": gain["error"],
+        },
+        false <= most and rejected >= 1 and (context.quick or gain["mean"] > 2 * gain["error"]),
     )
