@@ -203,3 +203,15 @@ def test_samples_keep_what_the_text_does_not_hold():
     recover(found.model, original, found.texts.fit, samples=own, **options)
     recover(other, original, found.texts.fit, **options)
     assert away(found.model) < away(other)
+
+
+def test_a_recovery_of_nothing_says_so():
+    model = tiny("llama")
+    eadem.tie(model, "lm_head.weight", to="model.embed_tokens.weight")
+    one = batches(ids(), 4)
+    with pytest.raises(eadem.OutOfRange, match="0 parameters"):
+        recover(model, tiny("llama"), one, steps=3)
+    eadem.share(model, 0.6, ids(), **FEW)
+    for steps, part, said in ((0, 0.5, "0 steps"), (3, 1.5, "part=1.5")):
+        with pytest.raises(eadem.OutOfRange, match=said):
+            recover(model, tiny("llama"), one, steps=steps, part=part)

@@ -90,7 +90,7 @@ class Coordinates:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.twin = twin(model)
+        self.twin: nn.Module = twin(model)
         self.twin.requires_grad_(False)
         kept = {id(getattr(m, "weight", None)) for m in _embeddings(model)}
         self._products: list[_Product] = []

@@ -16,7 +16,6 @@ from eadem._share.coordinates import Coordinates, lowered
 from eadem._share.divergence import IGNORED, apart
 from eadem._share.loss import Loss, hidden, predicted
 from eadem._share.text import Batch
-from eadem.bind import ties
 from eadem.errors import OutOfRange, RecordError
 
 __all__ = ["mixes", "plain_attention", "recover", "text_loss", "trained"]
@@ -67,11 +66,15 @@ def recover(
 
     Raises OutOfRange for a model without ties, RecordError for a file of another run.
     """
-    if not ties(model) or steps < 1 or not batches:
+    found = Coordinates(model)
+    if not found.parameters or steps < 1 or not batches:
         raise OutOfRange(
-            f"recovery trains the free values of ties: {len(ties(model))} ties, {steps} steps "
-            f"and {len(batches)} batches were given; share the model first"
+            f"recovery trains the free values of ties, embeddings left out: "
+            f"{len(found.parameters)} parameters, {steps} steps and {len(batches)} batches "
+            "were given; share the model first"
         )
+    if not 0 <= part < 1:
+        raise OutOfRange(f"part={part!r} is the part of the steps that read samples: 0 to 1")
     kind = Loss(model, []).kind
     if not 0 <= text <= 1 or (text and kind == "hidden"):
         raise OutOfRange(
@@ -80,7 +83,6 @@ def recover(
         )
     original.eval()
     model.eval()
-    found = Coordinates(model)
     device = found.parameters[0].device
     mixed = mixes(device) if mixed is None else mixed
     own = {id(b) for b in samples}
