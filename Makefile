@@ -53,7 +53,7 @@ help:
 	@echo "make bench    ratios against peers, and what becomes of a tie, into docs/"
 	@echo "make studies  every recipe in full, into runs/, and the long checks in studies/"
 	@echo "make docs     the documentation, into site/"
-	@echo "make docs-studies  into its pages, what the runs in runs/all-seed0 (or ARGS) claim"
+	@echo "make docs-studies  into its pages, what the runs in runs/all-seed0 (or ARGS) claim and show"
 	@echo "make clean    remove $(VENV), caches and builds; runs/ stays"
 
 demo:
@@ -90,6 +90,7 @@ docs:
 
 docs-studies: venv
 	@$(BIN)/python docs/_runs.py $(or $(ARGS),runs/all-seed0)
+	@$(BIN)/python docs/_figures.py $(or $(ARGS),runs/all-seed0)
 
 clean:
 	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis \

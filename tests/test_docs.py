@@ -194,3 +194,24 @@ def test_a_page_is_not_written_from_a_quick_run(tmp_path: Path) -> None:
         runs.main([str(tmp_path)])
     with pytest.raises(SystemExit, match="holds no"):
         runs.main([str(tmp_path / "nothing")])
+
+
+def test_every_page_shows_a_picture_of_its_recipes_run(tmp_path: Path) -> None:
+    figures = script("_figures")
+    assert set(figures.PICTURES) == set(recipes())
+    shown = re.compile(r"!\[([^\]]{12,})\]\((figures/[\w-]+\.png)\)\{ width=520 \}")
+    for name in recipes():
+        text = (DOCS / "systems" / f"{name}.md").read_text(encoding="utf-8")
+        marked = figures.MARKED.search(text)
+        assert marked, f"{name}: no picture; docs/_figures.py takes it"
+        found = shown.search(marked[0])
+        assert found, name
+        data = (DOCS / "systems" / found[2]).read_bytes()
+        assert data.startswith(b"\x89PNG"), name
+        assert len(data) < 60_000, name
+        assert text.index(figures.BEGIN) < text.index(figures.RUN)
+        assert figures.shown(text, name, found[1]) == text
+    metrics = {"recipe": "siamese", "seed": 0, "quick": True, "claims": []}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(SystemExit, match="quick"):
+        figures.main([str(tmp_path)])

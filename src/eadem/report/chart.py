@@ -16,6 +16,8 @@ from eadem.report.numbers import percent, significant
 
 __all__ = ["Chart", "Series", "chart", "repeated"]
 
+#: Width of a letter of a series' name, and what all of them may take of the drawing.
+LETTER, MOST_ROOM = 7.8, 330.0
 _DASHES = ("", "7 4", "2 4", "10 3 2 3")
 
 
@@ -120,23 +122,27 @@ def _fitted(chart: Chart) -> tuple[float, float]:
 
 
 def chart(spec: Chart) -> str:
-    """The chart as HTML: two drawings, of which the page's style shows the one that fits."""
-    wide = _draw(spec, 760.0, 380.0, 132.0, "wide")
-    narrow = _draw(spec, 400.0, 330.0, 18.0, "narrow")
-    return f'<div class="chart">{wide}{narrow}{_legend(spec)}</div>'
+    """The chart as HTML: two drawings, of which the page's style shows the one that fits. The
+    names stand at the ends of the lines where there is room for them, else below.
+    """
+    room = 14.0 + LETTER * max(len(s.name) for s in spec.series)
+    ends = room <= MOST_ROOM
+    wide = _draw(spec, 760.0, 380.0, max(132.0, room) if ends else 18.0, "wide", ends)
+    narrow = _draw(spec, 400.0, 330.0, 18.0, "narrow", False)
+    return f'<div class="chart">{wide}{narrow}{_legend(spec, not ends)}</div>'
 
 
-def _legend(spec: Chart) -> str:
+def _legend(spec: Chart, shown: bool) -> str:
     keys = "".join(
         f'<li class="s{s.style}"><svg viewBox="0 0 34 12" aria-hidden="true">'
         f'<line x1="1" x2="33" y1="6" y2="6" {_dash(s)}/>{_marker(s, 17, 6)}</svg>'
         f"{escape(s.name)}</li>"
         for s in spec.series
     )
-    return f'<ul class="keys">{keys}</ul>'
+    return f'<ul class="keys{" shown" if shown else ""}">{keys}</ul>'
 
 
-def _draw(spec: Chart, width: float, height: float, right: float, kind: str) -> str:
+def _draw(spec: Chart, width: float, height: float, right: float, kind: str, ends: bool) -> str:
     xs = [v for s in spec.series for v in s.x]
     x_range, y_range = (min(xs), max(xs)), _fitted(spec)
     frame = _Frame(width, height, 54.0, right, x_range, y_range, spec.log_x)
@@ -145,7 +151,7 @@ def _draw(spec: Chart, width: float, height: float, right: float, kind: str) -> 
     parts += [_band(s, frame) for s in spec.series]
     parts += [_line(s, frame) for s in spec.series]
     parts += [_dots(s, frame, spec, show) for s in spec.series]
-    if kind == "wide":
+    if ends:
         parts.append(_ends(spec, frame))
     return (
         f'<svg class="{kind}" viewBox="0 0 {width:g} {height:g}" role="group" '
