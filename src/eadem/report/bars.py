@@ -16,6 +16,8 @@ from eadem.report.numbers import significant
 __all__ = ["Bar", "Bars", "Group", "bars"]
 
 _LINE, _GAP, _HEAD = 19.0, 12.0, 20.0
+#: Width of a letter of a bar's name.
+LETTER = 7.2
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,10 @@ class Bars:
 
 def bars(spec: Bars) -> str:
     """The bars as HTML: two drawings, of which the page's style shows the one that fits."""
-    drawings = _draw(spec, 760.0, 150.0, "wide") + _draw(spec, 400.0, 104.0, "narrow")
+    names = 14.0 + LETTER * max(len(bar.name) for group in spec.groups for bar in group.bars)
+    wide = _draw(spec, 760.0, min(max(150.0, names), 320.0), "wide")
+    narrow = _draw(spec, 400.0, min(max(104.0, names), 210.0), "narrow")
+    drawings = wide + narrow
     return f'<div class="chart">{drawings}{_keys(spec)}</div>'
 
 
@@ -104,7 +109,7 @@ def _draw(spec: Bars, width: float, left: float, kind: str) -> str:
         x = left + scale * spec.mark
         under.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{top:g}"/>')
     unit = (
-        f'<text class="label" x="{width - right:g}" y="{top + 34:g}" text-anchor="end">'
+        f'<text class="label" x="{width - 8:g}" y="{top + 34:g}" text-anchor="end">'
         f"{escape(spec.unit)}</text>"
     )
     return (
