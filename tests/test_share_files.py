@@ -254,3 +254,88 @@ def test_the_command_recovers_on_the_models_own_samples_too(place, capsys):
         main([*words, "--recover", "6"])
     assert found.value.code == 0
     assert json.loads((place / "own" / "metrics.json").read_text())["recovered"] > 0
+
+
+def gguf(path):
+    """A tiny Llama with a tokenizer of the letters a to z, as llama.cpp would store it."""
+    package = pytest.importorskip("gguf")
+    letters = [*"Ġabcdefghijklmnopqrstuvwxyz", "ab", "<s>"]
+    writer = package.GGUFWriter(str(path), "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(len(letters))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(letters)
+    writer.add_token_types([1] * len(letters))
+    writer.add_token_merges(["a b"])
+    for add in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_pad_token_id):
+        add(len(letters) - 1)
+    generator = torch.Generator().manual_seed(0)
+
+    def put(name, *shape):
+        value = torch.randn(shape, generator=generator) / (3 if len(shape) == 2 else 1e6)
+        writer.add_tensor(name, (value + (len(shape) == 1)).numpy())
+
+    put("token_embd.weight", len(letters), 32)
+    put("output.weight", len(letters), 32)
+    put("output_norm.weight", 32)
+    for layer in ("blk.0.", "blk.1."):
+        for name, rows in {"q": 32, "k": 16, "v": 16, "output": 32}.items():
+            put(f"{layer}attn_{name}.weight", rows, 32)
+        put(layer + "ffn_gate.weight", 64, 32)
+        put(layer + "ffn_up.weight", 64, 32)
+        put(layer + "ffn_down.weight", 32, 64)
+        put(layer + "attn_norm.weight", 32)
+        put(layer + "ffn_norm.weight", 32)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def shared(*words):
+    with pytest.raises(SystemExit) as found:
+        main(["share", *map(str, words), "--length", "16", "--windows", "24"])
+    assert found.value.code == 0
+
+
+def test_a_gguf_file_is_shared(tmp_path):
+    file = gguf(tmp_path / "tiny.gguf")
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join("".join(chr(97 + i % 26) for i in row) for row in ids().tolist()))
+    out = tmp_path / "out"
+    shared(file, "--calibrate", text, "--keep", "0.7", "--out", out, "--plain")
+    found = json.loads((out / "metrics.json").read_text())
+    assert found["full"] == 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32)
+    assert found["free"] <= 0.7 * found["full"]
+    model = LlamaForCausalLM(AutoConfig.from_pretrained(out)).eval()
+    eadem.load(model, out / "theta.safetensors")
+    plain = AutoModelForCausalLM.from_pretrained(out / "plain").eval()
+    original = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name).eval()
+    x = ids(3, 2) % 28
+    with torch.no_grad():
+        assert torch.allclose(model(x).logits, plain(x).logits, atol=1e-4)
+        assert not torch.allclose(model(x).logits, original(x).logits, atol=1e-2)
+    same = model.model.embed_tokens.weight, original.model.embed_tokens.weight
+    assert torch.equal(*same)
+
+
+def test_to_keep_everything_changes_nothing_on_the_command_line(place, tmp_path):
+    out = tmp_path / "out"
+    words = (place / "model", "--calibrate", place / "text.txt", "--keep", "1.0")
+    shared(*words, "--out", out, "--plain")
+    found = json.loads((out / "metrics.json").read_text())
+    assert found["free"] == found["full"]
+    assert found["test"] == pytest.approx(found["original"], rel=1e-6)
+    plain = AutoModelForCausalLM.from_pretrained(out / "plain").eval()
+    with torch.no_grad():
+        x = ids(3, 2)
+        want = LlamaForCausalLM.from_pretrained(place / "model").eval()(x).logits
+        assert torch.allclose(plain(x).logits, want, atol=1e-6)

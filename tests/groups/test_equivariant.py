@@ -1,6 +1,7 @@
 """Equivariant weights against dense algebra: dimension, equations, laws, records."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 import eadem
+from eadem.bind.group import LINKS
 from eadem.errors import GroupError, NoEquivariantMap, NotARepresentation, ShapeError
 from eadem.groups import (
     Cyclic,
@@ -19,6 +21,7 @@ from eadem.groups import (
     lorentz,
     so,
 )
+from eadem.maps.constant import alike
 from eadem.testing import check_map
 
 C2, C3, C4, C8 = (Cyclic(n) for n in (2, 3, 4, 8))
@@ -291,3 +294,25 @@ def test_a_recorded_representation_is_checked_again():
     damaged = Equivariant.from_arguments(arguments | {"bases": ((shape, basis * 1.5 + 0.1),)})
     with pytest.raises(GroupError, match="equivariant only to"):
         damaged.bind((4, 4))
+
+
+def test_layers_that_are_tied_alike_hold_one_index():
+    rep = C4.regular(2)
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 5))
+    for i in range(3):
+        eadem.tie(model, f"{i}.weight", via=Equivariant(rep, rep))
+    copied = pickle.loads(pickle.dumps(model))
+    links = [m.__dict__[LINKS]["weight"] for m in (*model, *copied)]
+    held = [link.expression.outer.index().position.data_ptr() for link in links]
+    assert held[:3] == held[3:]
+    assert held[0] == held[1] != held[2]
+
+
+def test_indices_that_differ_in_one_place_are_two():
+    one = alike(torch.arange(1000))
+    other = torch.arange(1000)
+    other[3] = 0  # none of the places that an index is looked up by
+    found = alike(other)
+    assert found is not one
+    assert torch.equal(found.master, other)
+    assert alike(torch.arange(1000).view(10, 100)).master.shape == (10, 100)

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-__all__ = ["Constant", "on_cpu", "outside"]
+__all__ = ["Constant", "alike", "on_cpu", "outside"]
 
 
 @contextmanager
@@ -56,7 +57,7 @@ class Constant:
     map share the master; pickling drops the copies, and makes those on the CPU again.
     """
 
-    __slots__ = ("copies", "master")
+    __slots__ = ("__weakref__", "copies", "master")
 
     def __init__(self, value: Tensor, dtypes: Iterable[torch.dtype] = ()) -> None:
         with outside():
@@ -88,3 +89,27 @@ class Constant:
     def __reduce__(self) -> tuple[Any, ...]:
         here = [dtype for device, dtype in self.copies if device == self.master.device]
         return (Constant, (self.master, here))
+
+
+def alike(values: Tensor) -> Constant:
+    """The constant of these whole numbers, the same one for as long as another holds it.
+
+    Layers that are tied alike then have one index between them: it is held once, and it is
+    in the processor's caches when the second layer asks for it.
+
+    >>> one, other = alike(torch.arange(4)), alike(torch.arange(4) + 1)
+    >>> alike(torch.arange(4)) is one, other is one
+    (True, False)
+    """
+    flat = values.detach().cpu().contiguous().view(-1)
+    few = flat[:: max(1, flat.numel() // FEW)].tolist()
+    key = (flat.dtype, tuple(values.shape), tuple(few))
+    found = _held.get(key)
+    if found is None or not torch.equal(found.master, flat.view(values.shape)):
+        found = _held[key] = Constant(values)
+    return found
+
+
+#: How many of its values an index is looked up by, before it is compared in full.
+FEW = 64
+_held: WeakValueDictionary[tuple[Any, ...], Constant] = WeakValueDictionary()

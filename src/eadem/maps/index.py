@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eadem.errors import ShapeError
 from eadem.maps.base import LinearMap, Shape, numel
-from eadem.maps.constant import Constant, outside
+from eadem.maps.constant import Constant, alike, outside
 
 __all__ = ["Index", "IndexMap", "Indexed", "Reshape"]
 
@@ -208,7 +208,9 @@ class _Plan:
         #: every free value is used exactly once, so the adjoint need not accumulate
         self.permutes = everywhere and self.length == self.size and bool(index.used().all())
         self.live = source.numel()
-        self.source = Constant(source)
+        self.source = alike(source)
+        if everywhere:
+            index.position = self.source.master
         scale = index.scale
         self.scale = None if scale is None else Constant(scale if everywhere else scale[live])
         self.shift = None if index.shift is None else Constant(index.shift)
