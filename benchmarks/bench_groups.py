@@ -10,6 +10,7 @@ which runs with jax 0.10.2.
 
 from __future__ import annotations
 
+import itertools
 import resource
 import sys
 import warnings
@@ -110,32 +111,39 @@ def evaluation(call: Callable[[Any], Any]) -> Callable[[], None]:
 
 
 def training() -> list[Row]:
-    """Training steps of the whole network, side by side."""
+    """Training steps of the whole network, side by side, on one thread and on all."""
+    threads, found = torch.get_num_threads(), []
+    for number in sorted({1, threads}):
+        torch.set_num_threads(number)
+        found += _training(f"{number} thread{'s' * (number > 1)}")
+    torch.set_num_threads(threads)
+    return found
+
+
+def _training(threads: str) -> list[Row]:
     found = []
     for name in ("escnn", "e2cnn"):
         package = peer(name)
         for which, group in GROUPS.items():
-            for side in SIDES:
-                for batch in BATCHES:
-                    what = f"{which} training step, side {side}, batch {batch}"
-                    wanted = 1 / 1.3 if (side, batch) == (32, 1) and name == "escnn" else 1.0
-                    if package is None:
-                        found.append(Row(what, name, None, limit=wanted))
+            for side, batch in itertools.product(SIDES, BATCHES):
+                what = f"{which} training step, side {side}, batch {batch}, {threads}"
+                wanted = 1 / 1.3 if (side, batch) == (32, 1) and name == "escnn" else 1.0
+                if package is None:
+                    found.append(Row(what, name, None, limit=wanted))
+                    continue
+                torch.manual_seed(0)
+                x = torch.randn(batch, CHANNELS, side, side)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    try:
+                        other, wrap = theirs(package, name, group)
+                    except TypeError:  # e2cnn, with a scikit-learn that refuses np.matrix
+                        lacking = f"{name} with scikit-learn below 1.2"
+                        found.append(Row(what, lacking, None, limit=wanted))
                         continue
-                    torch.manual_seed(0)
-                    x = torch.randn(batch, CHANNELS, side, side)
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")
-                        try:
-                            other, wrap = theirs(package, name, group)
-                        except TypeError:  # e2cnn, with a scikit-learn that refuses np.matrix
-                            lacking = f"{name} with scikit-learn below 1.2"
-                            found.append(Row(what, lacking, None, limit=wanted))
-                            continue
-                        ratio = paired(
-                            step(ours(group), x), step(other, x, wrap), rounds=9, pairs=6
-                        )
-                    found.append(row(what, name, ratio, wanted))
+                    mine, other_step = step(ours(group), x), step(other, x, wrap)
+                    ratio = paired(mine, other_step, rounds=15, pairs=6)
+                found.append(row(what, name, ratio, wanted))
     return found
 
 

@@ -2,7 +2,7 @@
 
 The subclass has the name, module and behaviour of the class it stands for. A site that only
 views another parameter's axes is read straight from it; any other is computed, once per
-forward of the model that was tied (bind/forward.py).
+forward of the model that was tied (bind/forward.py), whose class is generated too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from eadem.bind.forward import reader
+from eadem.bind.forward import called, enter_forward, leave_forward, reader
 from eadem.bind.group import LINKS, ORDER, Link, refuse_alone
 from eadem.bind.guard import freeze, refuse_replicas, refuse_script, register
 from eadem.bind.product import multiplies, multiply, prepare
@@ -28,11 +28,13 @@ from eadem.maps.view import View, ViewMap
 
 __all__ = [
     "base_class",
+    "begin_at",
+    "begins_at",
     "class_for",
     "class_with",
     "computed",
     "dress",
-    "undress",
+    "end_at",
 ]
 
 OWNER = "_eadem_owner_"
@@ -240,17 +242,20 @@ def _reduce(self: Any, protocol: Any) -> Any:
     link = next(iter(self.__dict__[LINKS].values()))
     if not any(m is self for m in link.group.scope):
         refuse_alone(link)
+    return _reduce_begun(self, protocol)
+
+
+def _reduce_begun(self: Any, protocol: Any) -> Any:
     state = self.__dict__
     if getattr(base_class(self), "__getstate__", None) is not getattr(
         object, "__getstate__", None
     ):
         state = self.__getstate__()
-    return (_rebuild, (base_class(self), _specs(type(self))), state)
+    return (_rebuild, type(self)._eadem_class, state)
 
 
-def _rebuild(base: type[nn.Module], specs: tuple[Spec, ...]) -> nn.Module:
-    hashable: Any = base
-    rebuilt: nn.Module = object.__new__(_dressed_class(hashable, specs))
+def _rebuild(base: Any, specs: tuple[Spec, ...], begins: bool = False) -> nn.Module:
+    rebuilt: nn.Module = object.__new__(_generated(base, specs, begins))
     return rebuilt
 
 
@@ -294,27 +299,44 @@ def ignore(self: Any, *args: Any) -> None:
     """cuDNN's packing of weights is left out: derived weights are not stored."""
 
 
-def _dressed_class(base: Any, specs: tuple[Spec, ...]) -> Any:
-    """The generated class, the same one for as long as some module is of it."""
+def _generated(base: Any, specs: tuple[Spec, ...], begins: bool) -> Any:
+    """The class of a module with these sites; `begins`: its forward keeps what is computed.
+
+    The same one for as long as some module is of it; `base` itself for neither.
+    """
+    if not specs and not begins:
+        return base
     made = _classes.setdefault(base, WeakValueDictionary())
-    found = made.get(specs)
+    found = made.get((specs, begins))
     if found is None:
-        found = made[specs] = _make_class(base, specs)
+        found = made[specs, begins] = _make_class(base, specs, begins)
     return found
 
 
 #: Generated classes by the class that they stand for; neither is kept alive for this.
-_classes: WeakKeyDictionary[type, WeakValueDictionary[tuple[Spec, ...], type]] = (
+_classes: WeakKeyDictionary[type, WeakValueDictionary[tuple[tuple[Spec, ...], bool], type]] = (
     WeakKeyDictionary()
 )
 
 
-def _make_class(base: Any, specs: tuple[Spec, ...]) -> Any:
+def _make_class(base: Any, specs: tuple[Spec, ...], begins: bool) -> Any:
     contents: dict[str, Any] = {
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "__new__": _new,
+        "_eadem_class": (base, specs, begins),
+    }
+    if begins:
+        contents["__call__"] = called(base.__call__)
+    contents |= _dressing(base, specs) if specs else {"__reduce_ex__": _reduce_begun}
+    kind: Any = type(base)
+    return kind(base.__name__, (base,), contents)
+
+
+def _dressing(base: Any, specs: tuple[Spec, ...]) -> dict[str, Any]:
+    """What a generated class has for its sites."""
+    contents: dict[str, Any] = {
         "__setattr__": _set,
         "__delattr__": _delete,
         "__copy__": _copy,
@@ -326,7 +348,6 @@ def _make_class(base: Any, specs: tuple[Spec, ...]) -> Any:
         "register_parameter": _register,
         "__prepare_scriptable__": refuse_script,
         "_replicate_for_data_parallel": refuse_replicas,
-        "_eadem_class": (base, specs),
     }
     for spec in specs:
         contents[spec.attr] = property(_getter(spec, OWNER + spec.attr))
@@ -335,8 +356,7 @@ def _make_class(base: Any, specs: tuple[Spec, ...]) -> Any:
     if issubclass(base, nn.RNNBase):
         contents["_flat_weights"] = property(flat_weights, ignore)
         contents["flatten_parameters"] = ignore
-    kind: Any = type(base)
-    return kind(base.__name__, (base,), contents)
+    return contents
 
 
 def base_class(module: nn.Module) -> type[nn.Module]:
@@ -362,9 +382,56 @@ def bare_class(module: nn.Module) -> type[nn.Module]:
     return base_class(module)
 
 
-def _specs(kind: type) -> tuple[Spec, ...]:
-    specs: tuple[Spec, ...] = kind._eadem_class[1]  # type: ignore[attr-defined]
-    return specs
+#: A class with one of these of its own is made, copied or pickled in a way of its own.
+_WAYS = {"__init_subclass__", "__new__", "__copy__", "__deepcopy__", "__reduce__"}
+_WAYS |= {"__reduce_ex__"}
+
+
+def _begun(module: nn.Module) -> bool:
+    """Whether a module's own class begins a forward."""
+    found = vars(type(module)).get("_eadem_class")
+    return found is not None and found[2]
+
+
+def _plain(base: Any) -> bool:
+    """Whether a class may be stood in for where it has no site."""
+    own = (k for k in base.__mro__ if k not in (object, nn.Module))
+    return type(base) is type and not any(_WAYS & vars(k).keys() for k in own)
+
+
+def begins_at(module: nn.Module) -> bool:
+    """Whether this module's forward keeps what its sites compute."""
+    kind: Any = type(module)
+    own = getattr(kind, "_eadem_class", None)
+    begun = own is not None and own[2]
+    return begun or enter_forward in module._forward_pre_hooks.values()
+
+
+def begin_at(module: nn.Module) -> None:
+    """From now on this module's forward keeps what its sites compute."""
+    if begins_at(module):
+        return
+    own: Any = vars(type(module)).get("_eadem_class")
+    if own is None and not (base_class(module) is type(module) and _plain(type(module))):
+        module.register_forward_pre_hook(enter_forward)
+        module.register_forward_hook(leave_forward, always_call=True)
+        return
+    base, specs = (type(module), ()) if own is None else own[:2]
+    object.__setattr__(module, "__class__", _generated(base, specs, True))
+
+
+def end_at(module: nn.Module) -> None:
+    """Take back what `begin_at` did."""
+    if _begun(module):
+        base, specs, _ = vars(type(module))["_eadem_class"]
+        object.__setattr__(module, "__class__", _generated(base, specs, False))
+    for hooks, ours in (
+        (module._forward_pre_hooks, enter_forward),
+        (module._forward_hooks, leave_forward),
+    ):
+        for key in [k for k, h in hooks.items() if h is ours]:
+            del hooks[key]
+            module._forward_hooks_always_called.pop(key, None)
 
 
 def _spec(attr: str, link: Link) -> Spec:
@@ -388,9 +455,8 @@ def class_for(module: nn.Module, links: dict[str, Link]) -> type[nn.Module]:
     making a subclass of the module's class raises.
     """
     base: Any = bare_class(module)
-    if not links:
-        return base  # type: ignore[no-any-return]
-    return _dressed_class(base, _specs_of(links, base))  # type: ignore[no-any-return]
+    begins = _begun(module) and (bool(links) or _plain(base))
+    return _generated(base, _specs_of(links, base), begins)  # type: ignore[no-any-return]
 
 
 def class_with(module: nn.Module, attr: str, link: Link) -> type[nn.Module]:
@@ -410,7 +476,7 @@ def dress(module: nn.Module, links: dict[str, Link]) -> None:
     for attr in contents.get(LINKS, {}):
         contents.pop(OWNER + attr, None)
     if not links:
-        undress(module)
+        _undress(module, kind)
         return
     for spec in _specs_of(links, base_class(module)):
         if spec.product:
@@ -424,14 +490,15 @@ def dress(module: nn.Module, links: dict[str, Link]) -> None:
     object.__setattr__(module, "__class__", kind)
 
 
-def undress(module: nn.Module) -> None:
-    """Give a module its own class back."""
+def _undress(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Give a module without sites its own class back, or one that only begins a forward."""
     contents = module.__dict__
-    base = base_class(module)
-    if base is type(module):
+    begun = _begun(module)
+    if contents.pop(LINKS, None) is None:
         return
-    contents.pop(LINKS, None)
     contents.pop(ORDER, None)
-    object.__setattr__(module, "__class__", base)
+    object.__setattr__(module, "__class__", kind)
     if isinstance(module, nn.RNNBase):
         module._init_flat_weights()
+    if begun:
+        begin_at(module)

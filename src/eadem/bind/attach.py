@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from eadem.bind.access import class_for, computed, dress
-from eadem.bind.forward import enter_forward, leave_forward
+from eadem.bind.access import begin_at, class_for, computed, dress, end_at
 from eadem.bind.group import (
     LINKS,
     ORDER,
@@ -225,7 +224,7 @@ def _mark(sites: Sites, old: list[TieGroup], new: list[TieGroup]) -> None:
             _hook(module)
         derived = (group.places[k] for k in group.resolved.expressions)
         if any(computed(place.module.__dict__[LINKS][place.attr]) for place in derived):
-            _hook_forward(group.scope[0])
+            begin_at(group.scope[0])
 
 
 def _hook(module: nn.Module) -> None:
@@ -235,21 +234,7 @@ def _hook(module: nn.Module) -> None:
 
 
 def _unhook(module: nn.Module) -> None:
-    for hooks in (
-        module._load_state_dict_pre_hooks,
-        module._forward_pre_hooks,
-        module._forward_hooks,
-    ):
-        ours = (load_hook, enter_forward, leave_forward)
-        for key in [k for k, h in hooks.items() if getattr(h, "hook", h) in ours]:
-            del hooks[key]
-    for key in [
-        k for k in module._forward_hooks_always_called if k not in module._forward_hooks
-    ]:
-        del module._forward_hooks_always_called[key]
-
-
-def _hook_forward(module: nn.Module) -> None:
-    if enter_forward not in module._forward_pre_hooks.values():
-        module.register_forward_pre_hook(enter_forward)
-        module.register_forward_hook(leave_forward, always_call=True)
+    hooks = module._load_state_dict_pre_hooks
+    for key in [k for k, h in hooks.items() if getattr(h, "hook", h) is load_hook]:
+        del hooks[key]
+    end_at(module)

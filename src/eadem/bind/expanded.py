@@ -12,8 +12,8 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from eadem.bind.access import computed
-from eadem.bind.forward import enter_forward, leave_forward, version_of
+from eadem.bind.access import begin_at, begins_at, computed, end_at
+from eadem.bind.forward import version_of
 from eadem.bind.group import LINKS, Link
 from eadem.bind.names import Sites
 from eadem.errors import TieBroken, Unsupported
@@ -132,11 +132,10 @@ class _Held:
                 self.links.append((module, links))
         self.values = [{a: _value(k) for a, k in links.items()} for _, links in self.links]
         self.written = [version_of(v) for values in self.values for v in values.values()]
-        self.kinds = [type(module) for module, _ in self.links]
         self.owners = [(m, m._parameters) for m in self._owners()]
-        hooked = dict.fromkeys(m for g in sites.groups for m in g.scope if m in inside)
-        self.hooks = [h for m in hooked for h in (m._forward_pre_hooks, m._forward_hooks)]
-        self.before = [dict(h) for h in self.hooks]
+        self.kinds = [type(module) for module, _ in self.links]
+        scopes = dict.fromkeys(m for g in sites.groups for m in g.scope if m in inside)
+        self.begun = [m for m in scopes if begins_at(m)]
 
     def _owners(self) -> dict[nn.Module, None]:
         """The modules whose parameters the held values come from."""
@@ -145,14 +144,14 @@ class _Held:
 
     def enter(self) -> None:
         """Hold the values."""
+        for module in self.begun:
+            end_at(module)
         for module, had in self.owners:
             module.__dict__["_parameters"] = _Kept(had, self.thetas)
-        for (module, _), kind, values in zip(self.links, self.kinds, self.values, strict=True):
+        for (module, _), values in zip(self.links, self.values, strict=True):
             module.__dict__.update(values)
-            object.__setattr__(module, "__class__", _holding(kind, tuple(values)))  # type: ignore[arg-type]
-        for h in self.hooks:
-            for key in [k for k, f in h.items() if f in (enter_forward, leave_forward)]:
-                del h[key]
+            held = _holding(type(module), tuple(values))  # type: ignore[arg-type]
+            object.__setattr__(module, "__class__", held)
 
     def leave(self) -> None:
         """Compute again from now on."""
@@ -167,8 +166,8 @@ class _Held:
                 had.clear()
                 had.update(left)
                 module.__dict__["_parameters"] = had
-        for h, before in zip(self.hooks, self.before, strict=True):
-            _restore(h, before)
+        for module in self.begun:
+            begin_at(module)
 
     def check(self) -> None:
         """Raise TieBroken where the held values were not those of the free values all along."""
@@ -257,15 +256,6 @@ class _Kept(dict[str, Any]):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return dict, (dict(self),)
-
-
-def _restore(hooks: dict[int, Any], had: dict[int, Any]) -> None:
-    """Our hooks back in their places; others stay removed or added as they were."""
-    ours = (enter_forward, leave_forward)
-    back = {k: f for k, f in had.items() if k in hooks or f in ours}
-    back |= {k: f for k, f in hooks.items() if k not in back}
-    hooks.clear()
-    hooks.update(back)
 
 
 @functools.cache

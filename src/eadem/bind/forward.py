@@ -1,8 +1,9 @@
 """A computed site's value within one forward of the model that was tied: computed once, kept
 until that forward ends, and across nothing longer than that.
 
-A hook before the forward and one after it say where it begins and ends. In a small model what
-they and `read` do would take longer than the arithmetic, so it is little.
+The generated class of the module that holds the whole tie says where a forward begins and
+ends (`called`), or two hooks where that module's class has ways of its own. In a small model
+what they and `reader` do would take longer than the arithmetic, so it is little.
 """
 
 from __future__ import annotations
@@ -23,7 +24,15 @@ from eadem.bind.group import LINKS, Link
 from eadem.bind.written import SiteValue
 from eadem.errors import TieBroken
 
-__all__ = ["Forward", "enter_forward", "leave_forward", "reader", "running", "version_of"]
+__all__ = [
+    "Forward",
+    "called",
+    "enter_forward",
+    "leave_forward",
+    "reader",
+    "running",
+    "version_of",
+]
 
 _saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
@@ -115,6 +124,34 @@ def running() -> Forward | None:
     return now if now is None or now.runs() else None
 
 
+def called(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A module's `__call__` that keeps computed sites, while it runs in no other that does.
+
+    It raises TieBroken where the forward wrote into a kept value, which would be lost.
+    """
+
+    def begun(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if is_compiling():
+            return call(self, *args, **kwargs)
+        now = _thread.forward
+        if now is not None and now.runs():
+            return call(self, *args, **kwargs)
+        # no name for the Forward: it holds this frame, and would be held by it
+        _thread.forward = Forward(sys._getframe())
+        kept = _thread.forward.kept
+        try:
+            found = call(self, *args, **kwargs)
+        except BaseException:
+            kept.clear()  # a traceback keeps this frame
+            raise
+        finally:
+            _thread.forward = None
+        _unwritten(kept)
+        return found
+
+    return begun
+
+
 def enter_forward(module: nn.Module, args: Any) -> None:
     """Forward pre-hook: from here on, a computed site is kept."""
     if is_compiling():
@@ -139,9 +176,14 @@ def leave_forward(module: nn.Module, args: Any, output: Any) -> None:
     now.depth -= 1
     if now.depth == 0:
         _thread.forward = None
-        for link, kept in now.kept.items():
-            if kept[1] is not None and kept[0]._version != kept[1]:
-                raise _lost(link)
+        _unwritten(now.kept)
+
+
+def _unwritten(found: dict[Link, _Kept]) -> None:
+    """Raise TieBroken where something was written into a kept value."""
+    for link, kept in found.items():
+        if kept[1] is not None and kept[0]._version != kept[1]:
+            raise _lost(link)
 
 
 def reader(
