@@ -3,17 +3,20 @@
 Eight blocks of the shapes of SmolLM2-135M, seven layers each, more than a processor keeps in
 its cache, with the ranks in the middle of those that `eadem share` gives it at 80 %. The floor
 of reading 512 tokens is the time of the bare products of the same shapes, two for a layer, on
-operands that lie ready and in the order that the BLAS likes best; that of writing one token
-the time in which as many bytes as θ has are read (their sum). A copy of half the bytes, which
-reads those and writes them, is shown beside it: a core may write at the same time as it reads,
-and then no product that only reads can be as fast. Queries, keys and values that have one
-basis are measured against layers that each multiply by it. The rows without a limit say how
-the factors compare with the dense layers, and how many bytes stay resident.
+operands that lie ready and in the order that the BLAS likes best; that of writing one token the
+time in which as many bytes as θ has are read (their sum). A copy of half the bytes, which reads
+those and writes them, is shown beside it: a core may write at the same time as it reads, and
+then no product that only reads can be as fast. What a layer takes beside its reading is the
+same whatever its size, and a dense layer of torch takes some of it too, which has its own row;
+one block of the shapes of Llama-3.2-1B shows how it is lost in larger layers. Queries, keys and
+values that have one basis are measured against layers that each multiply by it. The rows
+without a limit say how the factors compare with the dense layers, and how many bytes stay
+resident.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +40,16 @@ SHAPES = (
     (1536, 576, 446, "columns"),
     (576, 1536, 504, "rows"),
 )
+#: One block of Llama-3.2-1B, with ranks that keep four fifths of each layer.
+LARGE = (
+    (2048, 2048, 1132, "columns"),
+    (512, 2048, 385, "columns"),
+    (512, 2048, 385, "columns"),
+    (2048, 2048, 1132, "rows"),
+    (8192, 2048, 1543, "columns"),
+    (8192, 2048, 1543, "columns"),
+    (2048, 8192, 1543, "rows"),
+)
 
 
 @dataclass(frozen=True)
@@ -48,12 +61,12 @@ class Layers:
     factors: list[tuple[Tensor, Tensor]]
 
 
-def layers() -> Layers:
+def layers(shapes: tuple[tuple[int, int, int, str], ...], blocks: int) -> Layers:
     """The layers, the same each time."""
     torch.manual_seed(0)
     tied, dense, factors = [], [], []
-    for _ in range(BLOCKS):
-        for outputs, inputs, rank, side in SHAPES:
+    for _ in range(blocks):
+        for outputs, inputs, rank, side in shapes:
             layer = nn.Linear(inputs, outputs, bias=False)
             dense.append(nn.Linear(inputs, outputs, bias=False))
             across = inputs if side == "columns" else outputs
@@ -76,7 +89,7 @@ def layers() -> Layers:
     return Layers(tied, dense, factors)
 
 
-def _through(modules: list[nn.Module], count: int) -> Callable[[], None]:
+def _through(modules: Sequence[nn.Module], count: int) -> Callable[[], None]:
     given = [torch.randn(count, m.in_features) for m in modules]
 
     def run() -> None:
@@ -100,8 +113,8 @@ def bare(factors: list[tuple[Tensor, Tensor]], count: int) -> Callable[[], None]
     return run
 
 
-def read(modules: list[nn.Module]) -> Callable[[], None]:
-    """All of θ, read once."""
+def read(modules: Sequence[nn.Module]) -> Callable[[], None]:
+    """All values, read once."""
     thetas = [p for m in modules for p in m.parameters()]
 
     def run() -> None:
@@ -164,7 +177,7 @@ def copied(bytes_read: int) -> Callable[[], None]:
 
 def rows() -> list[Row]:
     """Reading and writing through the factors against their floors and the dense layers."""
-    held = layers()
+    held = layers(SHAPES, BLOCKS)
     thetas = sum(p.numel() for m in held.tied for p in m.parameters())
     dense = sum(m.weight.numel() for m in held.dense)
     found = []
@@ -183,6 +196,13 @@ def rows() -> list[Row]:
         found.append(row("factors, 1 token", against, ratio))
         ratio = paired(writing, _through(held.dense, 1), 7, pairs=4, calls=1, warmup=1)
         found.append(row("factors, 1 token", "the dense layers", ratio))
+        ratio = paired(_through(held.dense, 1), read(held.dense), 7, pairs=4, calls=1, warmup=1)
+        found.append(row("dense layers, 1 token", "a sum of as many bytes", ratio))
+        large = layers(LARGE, 1)
+        ratio = paired(_through(large.tied, 1), read(large.tied), 7, pairs=4, calls=1, warmup=1)
+        what = "factors, 1 token, shapes of Llama-3.2-1B"
+        found.append(row(what, "a sum of as many bytes", ratio, LIMIT))
+        del large
         shared, alone = together()
         for count in (TOKENS, 1):
             ratio = paired(asked(shared, count), asked(alone, count), 5, pairs=2, calls=1)
