@@ -8,10 +8,12 @@ time in which as many bytes as θ has are read (their sum). A copy of half the b
 those and writes them, is shown beside it: a core may write at the same time as it reads, and
 then no product that only reads can be as fast. What a layer takes beside its reading is the
 same whatever its size, and a dense layer of torch takes some of it too, which has its own row;
-one block of the shapes of Llama-3.2-1B shows how it is lost in larger layers. Queries, keys and
-values that have one basis are measured against layers that each multiply by it. The rows
-without a limit say how the factors compare with the dense layers, and how many bytes stay
-resident.
+one block of the shapes of Llama-3.2-1B shows how it is lost in larger layers. All this is on
+one thread, where a token takes one compiled call a layer (numba); on several, torch's products
+share the reading among them, and what they take as calls weighs the more: their rows come
+beside. Queries, keys and values that have one basis are measured against layers that each
+multiply by it. The rows without a limit say how the factors compare with the dense layers, and
+how many bytes stay resident.
 """
 
 from __future__ import annotations
@@ -177,6 +179,31 @@ def copied(bytes_read: int) -> Callable[[], None]:
 
 def rows() -> list[Row]:
     """Reading and writing through the factors against their floors and the dense layers."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        found = _alone()
+        torch.set_num_threads(2)
+        return found + _several("2 threads")
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _several(threads: str) -> list[Row]:
+    held, found = layers(SHAPES, BLOCKS), []
+    with torch.no_grad():
+        for count in (TOKENS, 1):
+            ratio = paired(
+                _through(held.tied, count), _through(held.dense, count), 7, pairs=4, calls=1
+            )
+            what = f"factors, {count} token{'s' * (count > 1)}, {threads}"
+            found.append(row(what, "the dense layers", ratio))
+        ratio = paired(_through(held.tied, 1), read(held.tied), 7, pairs=4, calls=1, warmup=1)
+        found.append(row(f"factors, 1 token, {threads}", "a sum of as many bytes", ratio))
+    return found
+
+
+def _alone() -> list[Row]:
     held = layers(SHAPES, BLOCKS)
     thetas = sum(p.numel() for m in held.tied for p in m.parameters())
     dense = sum(m.weight.numel() for m in held.dense)

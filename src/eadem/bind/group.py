@@ -51,7 +51,7 @@ LINKS = "_eadem_sites"
 #: Key in a module's `__dict__` for the order its parameters had before any tie.
 ORDER = "_eadem_order"
 #: What a product keeps of a parameter that it has not met.
-NOTHING: tuple[int, int, Any, bool] = (-1, -1, None, False)
+NOTHING: tuple[int, int, Any, bool, Any] = (-1, -1, None, False, None)
 #: How many refusals a group remembers.
 REFUSALS = 3
 
@@ -237,7 +237,7 @@ class Link:
         self.factors: Product | None = None
         #: what the product keeps of θ: its address, its length, the factors
         #: there, and whether other layers may have the first half of it
-        self.held: tuple[int, int, Any, bool] = NOTHING
+        self.held: tuple[int, int, Any, bool, Any] = NOTHING
         self.ready()
 
     def ready(self) -> None:

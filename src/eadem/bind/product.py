@@ -12,11 +12,13 @@ from torch.nn import Parameter
 from eadem.bind.forward import Forward, running, version_of
 from eadem.bind.group import LINKS, NOTHING, Link
 from eadem.maps.factored import multiplied, picked, product, spread
+from eadem.maps.one_row import OneRow, compiled
 
 __all__ = ["multiplies", "multiply", "prepare"]
 
 _any_autocast = torch._C._is_any_autocast_enabled
 _transforms = torch._C._functorch.peek_interpreter_stack  # vmap, jvp, …
+_tracing = torch._C._is_tracing  # of torch.jit
 
 #: GPT-2's layer, whose weight is (in, out), by name: transformers need not be there.
 _TRANSPOSED = ("transformers.pytorch_utils", "Conv1D")
@@ -48,7 +50,7 @@ def prepare(base: type[nn.Module], link: Link) -> None:
 
 def multiply(self: Any, x: Tensor) -> Tensor:
     """The layer's forward, by the factors. Where θ is no plain parameter (parts of it, or what
-    functional_call gave in a transform), by the weight itself.
+    functional_call gave in a transform), and for torch.jit, by the weight itself.
 
     Without gradients the factors, views of θ, and the places of the pivots are kept for as
     long as θ lies where it is. Between products over weights that no cache holds, Python is
@@ -60,26 +62,30 @@ def multiply(self: Any, x: Tensor) -> Tensor:
     own = self._parameters
     if is_grad_enabled() or is_compiling() or _any_autocast() or _transforms() is not None:
         return _slowly(self, link, theta, x)
-    if type(theta) is not Parameter:
+    if type(theta) is not Parameter or _tracing():
         return _slowly(self, link, theta, x)
-    place, size, factors, common = link.held
+    place, size, factors, common, one = link.held
     if place != theta.data_ptr() or size != theta.numel():
         if link.factors is None or theta.shape != owner.shape:
             return _slowly(self, link, theta, x)
         factors = link.factors.held(theta)
         common = link.factors.common
-        link.held = theta.data_ptr(), theta.numel(), factors, common
+        one = compiled(factors)
+        link.held = theta.data_ptr(), theta.numel(), factors, common, one
     bias = own.get("bias", link)
     if bias is link:  # it is tied itself
         bias = self.bias
     if common:
         now = running()
         if now is not None:
-            return spread(factors, _once(now, factors, theta, x), x, bias)
-    return multiplied(factors, x, bias)
+            inner = _once(now, factors, one, theta, x)
+            found = None if one is None else one.rest(inner, x, bias)
+            return spread(factors, inner, x, bias) if found is None else found
+    found = None if one is None else one(x, bias)
+    return multiplied(factors, x, bias) if found is None else found
 
 
-def _once(now: Forward, factors: Any, theta: Tensor, x: Tensor) -> Tensor:
+def _once(now: Forward, factors: Any, one: OneRow | None, theta: Tensor, x: Tensor) -> Tensor:
     """The half of a product that several layers have in common, as the last one left it.
 
     Queries, keys and values are asked for one after another with one input, so the last is
@@ -89,7 +95,8 @@ def _once(now: Forward, factors: Any, theta: Tensor, x: Tensor) -> Tensor:
     kept = now.half
     if kept is not None and kept[0] is x and kept[1] is theta and kept[2] == versions:
         return kept[3]
-    found = picked(factors, x)
+    half = None if one is None else one.half(x)
+    found = picked(factors, x) if half is None else half
     now.half = None if None in versions else (x, theta, versions, found)
     return found
 
@@ -99,7 +106,7 @@ def _slowly(self: Any, link: Link, theta: Any, x: Tensor) -> Tensor:
     owner = link.sources[0][2]
     if link.factors is None:  # it has been pickled
         prepare(base, link)
-    if type(theta) is not Parameter or theta.shape != owner.shape:
+    if type(theta) is not Parameter or _tracing() or theta.shape != owner.shape:
         whole: Tensor = base.forward(self, x)
         return whole
     value: Tensor = link.factors(theta, x, self.bias)  # type: ignore[misc]

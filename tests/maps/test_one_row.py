@@ -1,0 +1,192 @@
+"""One row through the factors, compiled: the same as torch's products, or not at all."""
+
+import copy
+import pickle
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import eadem
+from eadem import Block, Factored, Transpose
+from eadem.bind.group import LINKS
+from eadem.maps import one_row
+from eadem.maps.factored import multiplied
+
+pytest.importorskip("numba")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def layer(phi, outputs=40, inputs=27, bias=True):
+    model = nn.ModuleList([nn.Linear(inputs, outputs, bias=bias)])
+    eadem.tie(model, {"0.weight": phi}, start="empty")
+    with torch.no_grad():
+        eadem.ties(model)[0].theta.normal_()
+    return model
+
+
+MAPS = {
+    "rows": Factored(9, "rows", torch.randperm(40, generator=torch.Generator())[:9].tolist()),
+    "columns": Factored(9),
+    "rows of the transpose": Transpose() @ Factored(9, "rows", (3, 1, 26, 4, 9, 8, 20, 21, 5)),
+    "columns of the transpose": Transpose() @ Factored(9, "columns", range(20, 29)),
+    "the full rank": Factored(27),
+    "rank one": Transpose() @ Factored(1, "rows"),
+}
+
+
+def held(model):
+    return model[0].__dict__[LINKS]["weight"].held
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(27,), (1, 27), (1, 1, 27)])
+def test_it_is_what_torch_multiplies(name, bias, shape):
+    model = layer(MAPS[name], bias=bias)
+    with torch.no_grad():
+        x = torch.randn(shape)
+        found = model[0](x)
+        *_, factors, _, one = held(model)
+        assert one is not None
+        assert torch.equal(found, one(x, model[0].bias))
+        assert found.shape == (*shape[:-1], 40)
+        assert torch.allclose(
+            found, multiplied(factors, x, model[0].bias), rtol=1e-4, atol=1e-4
+        )
+        assert torch.allclose(
+            found, nn.functional.linear(x, model[0].weight, model[0].bias), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_layers_with_one_basis_multiply_by_it_once(monkeypatch):
+    class Three(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = nn.ModuleList(nn.Linear(27, n) for n in (8, 5, 11))
+
+        def forward(self, x):
+            return [part(x) for part in self.parts]
+
+    model, at, maps = Three(), 0, {}
+    whole = Factored(6, "rows", (3, 1, 26, 4, 9, 8))
+    for i, part in enumerate(model.parts):
+        maps[f"parts.{i}.weight"] = Transpose() @ Block(at, 24, 1) @ whole
+        at += part.out_features
+    eadem.tie(model, maps)
+    halves, real = [], one_row.OneRow.half
+    monkeypatch.setattr(one_row.OneRow, "half", lambda *a: halves.append(1) or real(*a))
+    with torch.no_grad():
+        x = torch.randn(1, 27)
+        for got, expected in zip(model(x), eadem.twin(model)(x), strict=True):
+            assert torch.allclose(got, expected, rtol=1e-4, atol=1e-4)
+        assert len(halves) == 1
+        assert all(
+            y.shape == (2, n) for y, n in zip(model(x.expand(2, -1)), (8, 5, 11), strict=True)
+        )
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.randn(2, 27),
+        torch.randn(27, 2).t(),
+        torch.randn(0, 27),
+        torch.randn(1, 54)[:, ::2],
+        torch.randn(1, 1, 1, 27),
+        nn.Parameter(torch.randn(1, 27)),
+    ],
+    ids=["two rows", "turned", "none", "every other", "four axes", "a parameter"],
+)
+def test_other_inputs_are_torchs(x):
+    model = layer(MAPS["rows"])
+    with torch.no_grad():
+        found = model[0](x)
+        assert held(model)[-1](x, model[0].bias) is None
+        assert torch.allclose(found, eadem.twin(model)[0](x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(27, 1), (1, 26), (26,)])
+def test_a_row_of_another_length_is_refused_as_ever(shape):
+    model = layer(MAPS["columns"])
+    with torch.no_grad(), pytest.raises((RuntimeError, IndexError)):
+        model[0](torch.randn(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_numbers_are_torchs(dtype):
+    model = layer(MAPS["rows"]).to(dtype)
+    with torch.no_grad():
+        found = model[0](torch.randn(1, 27, dtype=dtype))
+        assert held(model)[-1] is None
+        assert found.dtype is dtype
+
+
+def test_numbers_that_are_none_are_seen():
+    model = layer(MAPS["rows of the transpose"])
+    with torch.no_grad():
+        for bad in (float("nan"), float("inf")):
+            x = torch.randn(1, 27)
+            x[0, 5] = bad
+            assert not model[0](x).isfinite().any()
+
+
+def test_it_stands_back_for_who_watches_and_for_threads():
+    model = layer(MAPS["rows"])
+    x = torch.randn(1, 27)
+    with torch.no_grad():
+        model[0](x)
+        one = held(model)[-1]
+        assert one(x, None) is not None
+        with FlopCounterMode(display=False) as counted:
+            model[0](x)
+        assert counted.get_total_flops() == 2 * 9 * (27 + 40 - 9)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # shapes are compared as the model is read
+            traced = torch.jit.trace(model[0], x)
+        y = torch.randn(1, 27)
+        next(model.parameters()).mul_(1.5)
+        assert torch.allclose(traced(y), model[0](y), rtol=1e-4, atol=1e-4)
+        torch.set_num_threads(2)
+        assert one(x, None) is None
+
+
+def test_values_that_move_are_followed():
+    model = layer(MAPS["rows"])
+    x = torch.randn(1, 27)
+    with torch.no_grad():
+        model[0](x)
+        theta = eadem.ties(model)[0].theta
+        theta.data = torch.randn_like(theta)
+        expected = nn.functional.linear(x, model[0].weight, model[0].bias)
+        assert torch.allclose(model[0](x), expected, rtol=1e-4, atol=1e-4)
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            theirs = eadem.ties(other)[0].theta
+            theirs.zero_()
+            assert torch.equal(other[0](x), other[0].bias[None])
+        assert torch.allclose(model[0](x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_without_numba_torch_multiplies(monkeypatch):
+    monkeypatch.setitem(sys.modules, "eadem.maps._row_kernels", None)
+    monkeypatch.delattr(eadem.maps, "_row_kernels", raising=False)
+    one_row._kernels.cache_clear()
+    try:
+        model = layer(MAPS["rows"])
+        x = torch.randn(1, 27)
+        with torch.no_grad():
+            found = model[0](x)
+            assert held(model)[-1] is None
+            assert torch.allclose(found, eadem.twin(model)[0](x), rtol=1e-4, atol=1e-4)
+    finally:
+        one_row._kernels.cache_clear()
