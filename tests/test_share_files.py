@@ -105,8 +105,13 @@ def test_the_plan_the_card_and_the_page_say_what_was_done(out):
     for what in ("reading 192", "writing with the cache"):  # 12 windows of 16
         assert f"| tokens a second, {what} |" in card
         assert f"tokens a second, {what}" in page
-    for title in ("What each way of sharing costs", "Which layers want", "Where it hurts most"):
+    titles = ("What each way of sharing costs", "Which layers want", "layer by layer")
+    for title in (*titles, "The ties, and the evidence against each"):
         assert title in page
+    found = json.loads((out / "metrics.json").read_text())
+    entries = read_plan(out / "plan.toml").entries
+    assert {sites for sites, _ in found["evidence"]} == {", ".join(e.sites) for e in entries}
+    assert page.count('data-tip="model.layers.') == 14  # a square for each matrix
     assert not list(out.parent.glob("*.recovery"))
 
 

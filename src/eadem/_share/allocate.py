@@ -22,7 +22,7 @@ from eadem._share.plans import Entry, Plan
 from eadem._share.statistics import Moments
 from eadem.errors import OutOfRange
 
-__all__ = ["Candidate", "Candidates", "candidates", "count", "planned", "uniform"]
+__all__ = ["Candidate", "Candidates", "candidates", "count", "estimated", "planned", "uniform"]
 
 Floats = NDArray[np.float64]
 
@@ -159,6 +159,27 @@ def planned(
 
     Raises OutOfRange where even rank one of everything is more, with what can be reached.
     """
+    chosen = _allocated(found, keep)
+    entries = [e for c, r in chosen if (e := c.entry(r)) is not None]
+    return Plan(tuple(entries), keep, metric, name)
+
+
+def estimated(found: Candidates, keeps: Sequence[float]) -> list[tuple[float, float]]:
+    """What the best plan costs of the loss, to second order, by the share of the parameters
+    that it keeps; shares that cannot be reached are left out.
+    """
+    curve = []
+    for keep in keeps:
+        try:
+            chosen = _allocated(found, keep)
+        except OutOfRange:
+            continue
+        curve.append((keep, float(sum(c.loss[r] for c, r in chosen))))
+    return curve
+
+
+def _allocated(found: Candidates, keep: float) -> list[tuple[Candidate, int]]:
+    """Groups and ranks that keep at most `keep` of the parameters."""
     full = sum(
         c.costs[-1]
         for layers, ways in found.bundles
@@ -174,7 +195,8 @@ def planned(
             f"need {least} at least ({least / full:.3%}); keep more"
         )
     if keep >= 1:
-        return Plan((), keep, metric, name)
+        alone = [c for n, ways in found.bundles for at in range(n) for c in ways[at, 1][0]]
+        return [(c, len(c.loss) - 1) for c in alone]
     while count(_chosen(found, high)) > budget and high < 1e300:
         low, high = high, high * 8
     for _ in range(60):
@@ -183,9 +205,7 @@ def planned(
             low = middle
         else:
             high = middle
-    chosen = _filled(_chosen(found, high), budget)
-    entries = [e for c, r in chosen if (e := c.entry(r)) is not None]
-    return Plan(tuple(entries), keep, metric, name)
+    return _filled(_chosen(found, high), budget)
 
 
 def _filled(

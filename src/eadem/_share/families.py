@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from eadem.errors import NoSuchSite, Unsupported, nearest
 
-__all__ = ["FAMILIES", "Matrix", "matrices", "named", "transposed"]
+__all__ = ["FAMILIES", "HEAD", "LOOKED_UP", "Matrix", "matrices", "named", "transposed"]
+
+#: Kinds of the embeddings: the one that writes words, and the one that is looked up.
+HEAD, LOOKED_UP = "output embedding", "input embedding"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from eadem import store
 from eadem._share.measure import cache_bytes
 from eadem._share.run import Shared
 from eadem.errors import DataError, MissingPackage
+from eadem.report import numbers
 
 __all__ = ["METRICS", "card", "metrics", "open_model", "read_text", "write"]
 
@@ -115,7 +116,10 @@ def metrics(found: Shared) -> dict[str, Any]:
             }
             for m in found.methods
         ],
-        "worst": found.worst,
+        "embeddings": found.embeddings
+        and {"free": found.embeddings.free, "test": found.embeddings.test},
+        "evidence": found.evidence,
+        "curves": found.curves,
         "alike": {k: v.tolist() for k, v in found.alike.items()},
         "cost": found.cost,
         "cache_bytes_a_token": cache_bytes(found.model),
@@ -187,9 +191,22 @@ def card(found: Shared, source: str, plain: bool) -> str:
             "| --- | ---: | ---: |",
         ]
         lines += [f"| {m.plan.name} | {m.free:,} | {m.choose:.4f} |" for m in found.methods]
+    if found.embeddings is not None:
+        one = found.embeddings
+        cost = (one.test or 0.0) - found.original
+        lines += [
+            "",
+            f"Input and output embedding are two matrices of {one.free:,} numbers each. As one "
+            f"(beside the blocks' budget, and not done) they would cost {cost:+.4f} of loss on "
+            "the test text; to have it, add this to `plan.toml` and give that with `--plan`:",
+            "",
+            "```toml",
+            *one.plan.toml().strip().splitlines()[4:],
+            "```",
+        ]
     lines += ["", "## Running", "", "| | dense | shared |", "| --- | ---: | ---: |"]
     for name, (dense, shared) in found.cost.items():
-        lines.append(f"| {name} | {dense:,.6g} | {shared:,.6g} |")
+        lines.append(f"| {name} | {numbers.amount(dense)} | {numbers.amount(shared)} |")
     lines += [
         "",
         "The cache of keys and values is as large as the original's: weights are shared, "

@@ -16,10 +16,11 @@ from torch.nn.functional import cross_entropy
 
 from eadem._share.text import Batch
 
-__all__ = ["Loss", "quantity"]
+__all__ = ["Loss", "quantity", "writes"]
 
 
-def _writes(model: nn.Module) -> str:
+def writes(model: nn.Module) -> str:
+    """What a model's loss is taken of: "causal", "seq2seq" or "hidden"."""
     config: Any = getattr(model, "config", None)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if getattr(config, "is_encoder_decoder", False):
@@ -33,7 +34,7 @@ def _writes(model: nn.Module) -> str:
 
 def quantity(model: nn.Module) -> str:
     """What the loss of this model is, in words."""
-    if _writes(model) == "hidden":
+    if writes(model) == "hidden":
         return "relative squared distance of the hidden states"
     return "cross-entropy (nats a token)"
 
@@ -42,7 +43,7 @@ class Loss:
     """The loss of a model on batches; `reference` is what the original gives for them."""
 
     def __init__(self, model: nn.Module, batches: Sequence[Batch]) -> None:
-        self.kind = _writes(model)
+        self.kind = writes(model)
         self.batches = list(batches)
         self.reference: list[Tensor] = []
         if self.kind == "hidden":

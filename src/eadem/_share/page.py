@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from eadem._share.mosaic import kept, mosaic
 from eadem._share.run import MOST, Shared
 from eadem.report import bars, heat, numbers, page
+from eadem.report.chart import Chart, Series, chart
 
 __all__ = ["write_page"]
 
@@ -23,6 +25,11 @@ _SHORT = {
     "layers tied, low-rank remainder": "layers tied",
     "keys and values of neighbours tied": "k and v tied",
 }
+
+_COLUMNS = ("matrices", "layers", "method", "rank", "of", "kept", "loss added")
+_NUMERIC = (3, 4, 5, 6)
+#: Ties that are shown at once.
+_FIRST = 12
 
 
 def _title(found: Shared) -> str:
@@ -48,8 +55,10 @@ def _alike(found: Shared) -> list[str]:
 
 def _ties(found: Shared) -> list[list[str]]:
     by_site = {m.site: m for m in found.matrices}
+    by_ties = {", ".join(e.sites): e for e in found.plan.entries}
     rows = []
-    for e in found.plan.entries:
+    for sites, cost in found.evidence:
+        e = by_ties[sites]
         group = [by_site[s] for s in e.sites]
         layers = ", ".join(str(x) for x in sorted({m.layer for m in group}))
         kinds = ", ".join(dict.fromkeys(m.kind for m in group))
@@ -57,15 +66,59 @@ def _ties(found: Shared) -> list[list[str]]:
         full = min(side, sum(m.size for m in group) // side)
         if e.method == "tied":
             full = min(group[0].shape)
-        rows.append([kinds, layers, e.method, str(e.rank), str(full)])
+        share = numbers.percent(kept(e, group), 0)
+        rows.append([kinds, layers, e.method, str(e.rank), str(full), share, f"{cost:.5f}"])
     return rows
+
+
+def _against_count(found: Shared) -> list[str]:
+    """Loss against parameters: estimated along the shares, measured where it was."""
+    if not found.curves:
+        return []
+    lines = [
+        Series(
+            f"{_SHORT.get(name, name)}, estimated",
+            [100 * (1 - x) for x, _ in curve],
+            [y for _, y in curve],
+            style=i + 1,
+            markers=False,
+        )
+        for i, (name, curve) in enumerate(found.curves.items())
+    ]
+    most = 1.2 * max(max(s.y) for s in lines)
+    points: dict[tuple[float, float], str] = {}  # methods that came to one plan are one point
+    for m in sorted(found.methods, key=lambda m: m.choose):
+        at = 100 * (1 - m.free / found.full), max(m.choose - found.chosen, 0.0)
+        if at[1] <= most:
+            points.setdefault(at, _SHORT.get(m.plan.name, m.plan.name))
+    best = [
+        Series(f"{name}, measured", [x], [y], style=3 + i % 3)
+        for i, ((x, y), name) in enumerate([*points.items()][:3])
+    ]
+    label = f"{found.quantity}, above the original's"
+    spec = Chart(label, "fewer weights in the blocks (%)", "loss added", [*lines, *best])
+    return [chart(spec)]
 
 
 def _spreads(found: Shared, costs: Mapping[str, tuple[float, float]]) -> list[list[str]]:
     return [
-        [name, f"{a:,.6g}", f"{b:,.6g}", f"{b / a:.3f}" if a else ""]
+        [name, numbers.amount(a), numbers.amount(b), f"{b / a:.3f}" if a else ""]
         for name, (a, b) in costs.items()
     ]
+
+
+def _embeddings(found: Shared) -> list[page.Section]:
+    one = found.embeddings
+    if one is None:
+        return []
+    cost = (one.test or 0.0) - found.original
+    text = (
+        f"They are two matrices of {numbers.count(one.free)} numbers each. As one, the mean "
+        "weighed by what the output embedding reads and by the gradients where the input's is "
+        f"looked up, they would cost {cost:+.4f} of loss on the test text. This is beside the "
+        "blocks' budget, and not done; the card says how to have it."
+    )
+    return [page.Section("embeddings", "Input and output embedding", text)]
 
 
 def write_page(found: Shared, path: Path) -> None:
@@ -81,28 +134,37 @@ def write_page(found: Shared, path: Path) -> None:
     if found.recovered is not None:
         facts.append((f"{found.recovered:.4f}", "after recovery"))
     methods: list[str] = []
-    least = min((m.choose for m in found.methods), default=0.0)
     if found.methods:
         drawn = [
             bars.Bar(
                 _SHORT.get(m.plan.name, m.plan.name),
-                [max(m.choose - least, 0.0)],
-                f"{m.choose:.4f}",
+                [max(m.choose - found.chosen, 0.0)],
+                f"{m.choose - found.chosen:+.4f}",
                 style=int(i > 0),
             )
             for i, m in enumerate(found.methods)
         ]
-        label = f"{found.quantity} above the least of them ({least:.4f})"
+        label = f"{found.quantity} above the original's ({found.chosen:.4f})"
         methods = [bars.bars(bars.Bars(label, "", [bars.Group("", drawn)]))]
     methods.append(page.table(["method", "loss", "weights"], rows, numeric=(1, 2)))
+    methods += _against_count(found)
+    evidence, ties = dict(found.evidence), _ties(found)
     sections = [
         page.Section(
             "methods",
             "What each way of sharing costs",
             "Every method with the same number of weights, measured on text that no statistics "
             "were taken from; the first counts two full factors, as it is published. The best "
-            "of the others was taken. Bars start at the least loss.",
+            "of the others was taken. Below, what ranks by loss would cost at other numbers of "
+            "weights, estimated to second order, beside what was measured.",
             methods,
+        ),
+        page.Section(
+            "mosaic",
+            "What is kept, layer by layer",
+            "Matrices filled in one colour are one tie: they share a basis, or are one matrix. "
+            "Grey ones are by themselves.",
+            [mosaic(found.matrices, found.plan, evidence)],
         ),
         page.Section(
             "alike",
@@ -114,22 +176,23 @@ def write_page(found: Shared, path: Path) -> None:
         ),
         page.Section(
             "ties",
-            "The ties",
-            f"Before sharing: {found.standing}.",
-            [page.table(["matrices", "layers", "method", "rank", "of"], _ties(found), (3, 4))],
+            "The ties, and the evidence against each",
+            f"Before sharing: {found.standing}. What a tie costs of the loss is estimated to "
+            "second order where it is a basis, and measured where matrices are one; the worst "
+            "come first.",
+            [page.table(_COLUMNS, ties[:_FIRST], _NUMERIC)]
+            + (
+                [
+                    page.foldout(
+                        f"{len(ties) - _FIRST} more",
+                        page.table(_COLUMNS, ties[_FIRST:], _NUMERIC),
+                    )
+                ]
+                if len(ties) > _FIRST
+                else []
+            ),
         ),
-        page.Section(
-            "worst",
-            "Where it hurts most",
-            "The estimated loss of each tie, to second order: the evidence against it.",
-            [
-                page.table(
-                    ["sites", "estimated loss"],
-                    [[s, f"{v:.5f}"] for s, v in found.worst],
-                    numeric=(1,),
-                )
-            ],
-        ),
+        *_embeddings(found),
         page.Section(
             "running",
             "What it takes to run",

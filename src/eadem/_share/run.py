@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from eadem._share.allocate import Candidates, candidates, planned, uniform
+from eadem._share.allocate import Candidates, candidates, estimated, planned, uniform
 from eadem._share.attach import Standing, attach, refuse_tied, replaced, standing, values
+from eadem._share.embeddings import apart, checked, plan_of
+from eadem._share.factors import spectrum
 from eadem._share.families import Matrix, matrices, named
 from eadem._share.loss import Loss, quantity
 from eadem._share.measure import operations
@@ -24,6 +26,9 @@ __all__ = ["MOST", "Method", "Shared", "methods", "redundant", "share", "usual_l
 
 #: Most layers of which the similarity is kept.
 MOST = 12
+#: Shares of the parameters at which the loss is estimated.
+KEEPS = tuple(k / 20 for k in range(20, 9, -1))
+ALONE, ACROSS = "per-layer, ranks by loss", "bases within and across layers"
 Said = Callable[[str, int, int], None]
 Text = str | Sequence[str] | Tensor
 
@@ -46,8 +51,14 @@ class Shared:
 
     `plan` is on `model` now. `original` is the loss of the model as it was, `test` with the
     plan, both on text that no step has seen; `baseline` that of the per-layer whitened SVD at
-    the same count. `methods` are all that were compared. `alike`: by kind, how much the inputs
-    that matter to each layer are those of each other one (cosine of AᵀGA, (n, n)).
+    the same count; `chosen` the original's on the text for choosing. `methods` are all that
+    were compared. `evidence` is what each tie costs of the loss, by its sites, the most first,
+    and `curves` what ranks by loss cost at other shares of the parameters, to second order, by
+    method: (share kept, loss added). `alike`: by kind, how much the inputs that matter to each
+    layer are those of each other one (cosine of AᵀGA, (n, n)).
+    `embeddings`: the plan that makes the input and the output embedding one matrix and nothing
+    else, measured: it is beside the budget, and not on `model`. None where they are one
+    already, and where the model writes no text.
     """
 
     model: nn.Module
@@ -60,12 +71,15 @@ class Shared:
     free: int
     original: float
     test: float
+    chosen: float = float("nan")
     baseline: float | None = None
     methods: list[Method] = field(default_factory=list)
     alike: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    worst: list[tuple[str, float]] = field(default_factory=list)
+    evidence: list[tuple[str, float]] = field(default_factory=list)
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     recovered: float | None = None
     cost: dict[str, tuple[float, float]] = field(default_factory=dict)
+    embeddings: Method | None = None
     texts: Texts | None = None
 
     def __repr__(self) -> str:
@@ -161,6 +175,7 @@ def _of_plan(model: nn.Module, plan: Plan) -> list[Matrix]:
     except Unsupported:  # a plan names its sites itself
         known = []
     sites = [s for e in plan.entries for s in e.sites]
+    known += checked(plan, apart(model))
     planned_ones = named(model, sites, known)
     by_site = {m.site: m for m in known}
     by_site.update({m.site: m for m in planned_ones})
@@ -206,9 +221,17 @@ def _shared(
     )
     if keep >= 1 and plan is None:
         return out
+    pair = apart(model) if compare and plan is None else ()
+    choosing = Loss(model, texts.choose)
+    out.chosen = choosing(model)
     seen = moments(
-        model, texts.fit, found, seed=seed, said=lambda a, b: said("reading the text", a, b)
+        model,
+        texts.fit,
+        [*found, *pair],
+        seed=seed,
+        said=lambda a, b: said("reading the text", a, b),
     )
+    groups = None
     try:
         if plan is not None:
             out.keep = operations(found, plan)[0] / full
@@ -223,9 +246,15 @@ def _shared(
             least = planned(groups, keep)
             plan = least
             if compare:
-                plan = _compared(out, seen, groups, texts, least, said)
+                plan = _compared(out, seen, groups, choosing, least, said)
                 out.baseline = _measured(out, seen, out.methods[0].plan, tested)
-            out.worst = _worst(groups, plan)
+                for name, some in ((ALONE, _within(groups, alone=True)), (ACROSS, groups)):
+                    out.curves[name] = estimated(some, KEEPS)
+            if pair:
+                one = plan_of(pair)
+                with replaced(model, values(model, seen, one, pair)):
+                    out.embeddings = Method(one, pair[0].size, choosing(model), tested(model))
+        out.evidence = _evidence(out, seen, groups, plan, choosing)
         out.alike = _alike(model, seen, found)
         out.plan = plan
         attach(model, seen, plan, found, lambda a, b: said("tying", a, b))
@@ -245,12 +274,11 @@ def _compared(
     out: Shared,
     seen: Moments,
     groups: Candidates,
-    texts: Texts,
+    loss: Loss,
     least: Plan,
     said: Said,
 ) -> Plan:
     """Every method at the same count, measured; the best but for the baseline."""
-    loss = Loss(out.model, texts.choose)
     plans = methods(out.matrices, groups, out.keep, least)
     for i, one in enumerate(plans):
         measured = _measured(out, seen, one, loss)
@@ -262,6 +290,16 @@ def _compared(
     return min(out.methods[1:], key=lambda m: m.choose).plan
 
 
+def _within(groups: Candidates, *, alone: bool = False) -> Candidates:
+    """The groups of one layer, or (`alone`) of one matrix."""
+    return Candidates(
+        tuple(
+            (n, {run: cuts[:1] if alone else cuts for run, cuts in ways.items() if run[1] == 1})
+            for n, ways in groups.bundles
+        )
+    )
+
+
 def methods(
     found: Sequence[Matrix], groups: Candidates, keep: float, least: Plan | None = None
 ) -> list[Plan]:
@@ -269,24 +307,12 @@ def methods(
     (`least`, where it is known already) may use every group.
     """
     least = least or planned(groups, keep)
-    alone = Candidates(
-        tuple(
-            (n, {run: [cuts[0]] for run, cuts in ways.items() if run[1] == 1})
-            for n, ways in groups.bundles
-        )
-    )
-    inside = Candidates(
-        tuple(
-            (n, {run: cuts for run, cuts in ways.items() if run[1] == 1})
-            for n, ways in groups.bundles
-        )
-    )
     plans = [
         uniform(found, keep, redundant=True),
         uniform(found, keep, redundant=False),
-        planned(alone, keep, name="per-layer, ranks by loss"),
-        planned(inside, keep, name="bases within layers"),
-        replace(least, name="bases within and across layers"),
+        planned(_within(groups, alone=True), keep, name=ALONE),
+        planned(_within(groups), keep, name="bases within layers"),
+        replace(least, name=ACROSS),
     ]
     for tied in (_recursive(found, keep), _neighbours(found, keep)):
         if tied is not None:
@@ -347,21 +373,33 @@ def _neighbours(found: Sequence[Matrix], keep: float) -> Plan | None:
     return Plan((*entries, *others.entries), keep, "loss", "keys and values of neighbours tied")
 
 
-def _worst(groups: Candidates, plan: Plan) -> list[tuple[str, float]]:
-    """The groups that lose most by the plan, as the second-order estimate has it."""
+def _evidence(
+    out: Shared, seen: Moments, groups: Candidates | None, plan: Plan, choosing: Loss
+) -> list[tuple[str, float]]:
+    """What each tie of a plan costs, by its sites, the most first: to second order where it is
+    a basis that the loss has chosen; or else by itself, on the text for choosing.
+    """
+    cuts = groups.bundles if groups is not None else ()
     curves = {
         tuple(m.site for m in c.group): c.loss
-        for _, ways in groups.bundles
-        for cuts in ways.values()
-        for cut in cuts
+        for _, ways in cuts
+        for options in ways.values()
+        for cut in options
         for c in cut
     }
-    lost = [
-        (", ".join(e.sites), float(curves[e.sites][e.rank]))
-        for e in plan.entries
-        if e.method == "factored" and e.sites in curves
-    ]
-    return sorted(lost, key=lambda pair: -pair[1])[:12]
+    by_site = {m.site: m for m in out.matrices}
+    found = []
+    for e in plan.entries:
+        if e.method == "tied" or plan.metric != "loss":
+            alone = Plan((e,), metric=plan.metric)
+            cost = _measured(out, seen, alone, choosing) - out.chosen
+        elif e.sites in curves:
+            cost = float(curves[e.sites][e.rank])
+        else:
+            gains = spectrum(out.model, seen, [by_site[s] for s in e.sites])
+            cost = float(gains[e.rank :].sum())
+        found.append((", ".join(e.sites), cost))
+    return sorted(found, key=lambda pair: -pair[1])
 
 
 def _alike(
@@ -369,7 +407,8 @@ def _alike(
 ) -> dict[str, NDArray[np.float64]]:
     by: dict[str, list[Matrix]] = {}
     for m in found:
-        by.setdefault(f"{m.stack} {m.kind}".strip(), []).append(m)
+        if m.stack != "embeddings":
+            by.setdefault(f"{m.stack} {m.kind}".strip(), []).append(m)
     alike = {}
     for kind, ms in by.items():
         chosen = [ms[i] for i in sorted({round(x) for x in np.linspace(0, len(ms) - 1, MOST)})]

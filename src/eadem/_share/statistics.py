@@ -5,7 +5,8 @@ Martens & Grosse 2015), a change ΔW costs ½·tr(G ΔW Σ ΔWᵀ) of loss, with
 G = E[g gᵀ]. Only the side that a group shares is kept of each: for a matrix that reads the
 residual stream Σ and WᵀGW, for one that writes into it G and WΣWᵀ. In what follows A is W or
 Wᵀ, so that A (free, d) ≈ C·B with B (r, d) shared, `metric` is Σ or G, (d, d), and `content`
-is AᵀGA or the same with Σ.
+is AᵀGA or the same with Σ. Of embeddings there is the metric alone: Σ of the one that writes
+words, G of the one that is looked up.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eadem._share.families import Matrix
+from eadem._share.families import HEAD, LOOKED_UP, Matrix
 from eadem._share.loss import Loss, probe
 from eadem._share.scratch import room
 from eadem._share.text import Batch
@@ -192,6 +193,8 @@ class _Sums:
 
     def hook(self, m: Matrix) -> Callable[[nn.Module, Any, Tensor], None]:
         """A forward hook that adds up what one layer sees."""
+        if m.kind in (HEAD, LOOKED_UP):
+            return self._embedding(m)
         w = stored(self.model, m)
 
         def add(_module: nn.Module, args: Any, out: Tensor) -> None:
@@ -211,11 +214,29 @@ class _Sums:
 
         return add
 
+    def _embedding(self, m: Matrix) -> Callable[[nn.Module, Any, Tensor], None]:
+        def add(_module: nn.Module, args: Any, out: Tensor) -> None:
+            if m.kind == HEAD:
+                self._add("metric", m.source, self._rows(args[0]))
+            elif out.requires_grad:
+                out.register_hook(pull)
+
+        def pull(grad: Tensor) -> None:
+            self._add("metric", m.source, self._rows(grad))
+
+        return add
+
     def keep(self, kept: Moments) -> None:
         """Put the means into files. What comes of gradients is a sum over tokens, a unit of
         the loss's own weight.
         """
         for m in self.part:
+            if m.kind in (HEAD, LOOKED_UP):
+                key = ("metric", m.source)
+                by = self.weight if m.kind == LOOKED_UP else self.rows.get(key, 0)
+                if key in self.sums:
+                    kept.put(*key, self.sums[key] / max(by, 1e-300))
+                continue
             source = m.site if m.narrow else m.source
             inputs = ("content", m.site) if m.narrow else ("metric", source)
             pulled = ("metric", source) if m.narrow else ("content", m.site)

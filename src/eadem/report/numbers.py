@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["count", "percent", "ratio", "seconds", "significant", "value", "with_error"]
+__all__ = [
+    "amount",
+    "count",
+    "percent",
+    "ratio",
+    "seconds",
+    "significant",
+    "value",
+    "with_error",
+]
 
 
 def count(n: int) -> str:
@@ -14,6 +23,15 @@ def count(n: int) -> str:
     '1,204,874'
     """
     return f"{n:,}"
+
+
+def amount(x: float) -> str:
+    """A whole number in full, any other to four figures.
+
+    >>> amount(84934476.0), amount(428.9774)
+    ('84,934,476', '429')
+    """
+    return f"{x:,.0f}" if x == int(x) else f"{x:,.4g}"
 
 
 def percent(fraction: float, digits: int = 1) -> str:
