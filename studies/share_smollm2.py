@@ -123,7 +123,7 @@ def smollm2(
     print(out["seconds_of_statistics"], flush=True)
     rows, done = [], {}
     for keep in keeps:
-        for plan in run.methods(found, groups, keep):
+        for plan in run.methods(model, seen, found, groups, keep):
             if names and not plan.name.startswith(tuple(names)):
                 continue
             start = time.process_time()

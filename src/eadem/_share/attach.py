@@ -77,19 +77,20 @@ def attach(
     with one_plan(model):
         for i, group in _groups(plan, found):
             entry = plan.entries[i]
-            if entry.method == "tied":
-                one = made(model, moments, entry, group, plan.metric)
+            make = made if entry.method == "tied" else factored
+            one = make(model, moments, entry, group, plan.metric)
+            if one.thetas:
+                like = model.get_parameter(entry.sites[0])
+                held = [mapped(theta.to(like)) for theta in one.thetas]
+                thetas.append((tie(model, one.maps, start="empty"), held))
+            else:
                 _written(model, one)
                 tie(model, one.maps)
-            else:
-                one = factored(model, moments, entry, group, plan.metric)
-                assert one.theta is not None
-                theta = mapped(one.theta.to(model.get_parameter(entry.sites[0])))
-                thetas.append((tie(model, one.maps, start="empty"), theta))
             if said is not None:
                 said(i + 1, len(plan.entries))
-    for declared, theta in thetas:
-        declared.theta.data = theta
+    for declared, held in thetas:
+        for p, theta in zip(declared.thetas, held, strict=True):
+            p.data = theta
 
 
 def _written(model: nn.Module, one: Made) -> None:

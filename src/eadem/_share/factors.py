@@ -26,7 +26,17 @@ from eadem.maps.factored import Block, Factored
 from eadem.maps.remainder import LowRank
 from eadem.maps.view import Same, Transpose
 
-__all__ = ["Made", "common", "errors", "factored", "made", "metric_of", "spectrum", "together"]
+__all__ = [
+    "Made",
+    "common",
+    "errors",
+    "factored",
+    "made",
+    "metric_of",
+    "remainders",
+    "spectrum",
+    "together",
+]
 
 #: Added to a metric's diagonal, as a share of its median.
 DAMPING = 1e-2
@@ -94,11 +104,11 @@ def together(group: Sequence[Matrix]) -> None:
 
 @dataclass(frozen=True)
 class Made:
-    """An entry's maps by site, the values that the sites get, and for a common basis θ."""
+    """An entry's maps by site, and the values that the sites get or the tie's parameters."""
 
     maps: dict[str, Map]
     values: dict[str, Tensor]
-    theta: Tensor | None = None
+    thetas: tuple[Tensor, ...] = ()
 
 
 def made(
@@ -144,7 +154,7 @@ def factored(
         part: Map = whole if len(group) == 1 else Block(at, len(left), 1) @ whole
         maps[m.site] = part if m.narrow is not m.transposed else Transpose() @ part
         at += len(own)
-    return Made(maps, {}, whole.join(c.T, t.T))
+    return Made(maps, {}, (whole.join(c.T, t.T),))
 
 
 def common(
@@ -186,6 +196,45 @@ def common(
     return coefficients, basis
 
 
+def _apart(
+    model: nn.Module, moments: Moments | None, group: Sequence[Matrix], metric: str
+) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]], list[Tensor]]:
+    """The mean of matrices A_l, weighed by each one's metric P_l = LLᵀ; what each has beside
+    it, as the singular value decomposition of (A_l − mean)·L; and the L's.
+    """
+    if len({(m.shape, m.transposed) for m in group}) > 1:
+        raise Unsupported(
+            f"{', '.join(m.site for m in group[:3])} cannot be tied: they have the shapes "
+            f"{[m.shape for m in group[:3]]}"
+        )
+    parts = [wide(model, m) for m in group]
+    eye = torch.eye(parts[0].shape[1], dtype=torch.float64)
+    weights = [eye if moments is None else metric_of(moments, m, metric) for m in group]
+    total = _sum(a @ p for a, p in zip(parts, weights, strict=True))
+    mean: Tensor = torch.linalg.solve(_sum(weights), total.T).T
+    roots = [torch.linalg.cholesky(p) for p in weights]
+    beside = [
+        torch.linalg.svd((a - mean) @ root, full_matrices=False)
+        for a, root in zip(parts, roots, strict=True)
+    ]
+    return mean, beside, roots
+
+
+def remainders(model: nn.Module, moments: Moments, group: Sequence[Matrix]) -> Tensor:
+    """What each rank of the remainders of tied matrices takes off the loss, greatest first.
+
+    To second order, with the other side's moments taken as g·1: ½·g·tr(D·P·Dᵀ) for what is
+    left out, D, where g = tr(AᵀGA·P) / tr(AᵀA·P).
+    """
+    _, beside, roots = _apart(model, moments, group, "loss")
+    gains = []
+    for m, (_, s, _), root in zip(group, beside, roots, strict=True):
+        a = wide(model, m)
+        weighed = (moments.content(m) * (root @ root.T)).sum()
+        gains.append(s.square() * weighed / (2 * (a @ root).square().sum()))
+    return _sum(gains)
+
+
 def _tied(
     model: nn.Module,
     moments: Moments | None,
@@ -193,40 +242,27 @@ def _tied(
     group: Sequence[Matrix],
     metric: str,
 ) -> Made:
-    """One matrix for all: the mean weighed by each one's metric; and remainders of low rank,
+    """One matrix for all, their mean weighed by each one's metric; and remainders of low rank,
     the best in the same weights.
     """
-    if len({(m.shape, m.transposed) for m in group}) > 1:
+    mean, beside, roots = _apart(model, moments, group, metric)
+    rank, stored = entry.rank, group[0].narrow is group[0].transposed
+    if rank > min(mean.shape):
         raise Unsupported(
-            f"{', '.join(entry.sites[:3])} cannot be tied: they have the shapes "
-            f"{[m.shape for m in group[:3]]}"
+            f"remainders of rank {rank} of {', '.join(entry.sites[:3])}: they have at most "
+            f"{min(mean.shape)}"
         )
-    narrow, turned = group[0].narrow, group[0].transposed
-    parts = [wide(model, m) for m in group]
-    eye = torch.eye(parts[0].shape[1], dtype=torch.float64)
-    weights = [eye if moments is None else metric_of(moments, m, metric) for m in group]
-    total = _sum(a @ p for a, p in zip(parts, weights, strict=True))
-    pooled = _sum(weights)
-    shared = torch.linalg.solve(pooled, total.T).T
-    if entry.rank:
-        shared = parts[0]
-
-    def out(a: Tensor) -> Tensor:
-        w = a.T if narrow else a
-        return w.T if turned else w
-
-    maps: dict[str, Map] = {group[0].site: Same()}
-    values = {group[0].site: out(shared)}
-    for m, a, p in zip(group[1:], parts[1:], weights[1:], strict=True):
-        values[m.site] = out(shared)
-        maps[m.site] = Same()
-        if not entry.rank:
-            continue
-        root = torch.linalg.cholesky(p)
-        u, s, v = torch.linalg.svd((a - shared) @ root, full_matrices=False)
-        r = entry.rank
-        tail = torch.linalg.solve_triangular(root, v[:r], upper=False, left=False)
-        rest = out((u[:, :r] * s[:r]) @ tail)
-        maps[m.site] = LowRank(r)
-        values[m.site] = out(shared) + rest
-    return Made(maps, values)
+    shared = mean if stored else mean.T
+    if not rank:
+        same: dict[str, Map] = {m.site: Same() for m in group}
+        return Made(same, {m.site: shared for m in group})
+    values, thetas = {}, []
+    for m, (u, s, v), root in zip(group, beside, roots, strict=True):
+        left = (u[:, :rank] * s[:rank]).T
+        right = torch.linalg.solve_triangular(root, v[:rank], upper=False, left=False)
+        first, second = (left, right) if stored else (right, left)
+        values[m.site] = shared + first.T @ second
+        thetas.append(torch.cat([first, second], dim=1))
+    # the first site's parameter holds what all share before its own remainder
+    thetas[0] = torch.cat([shared.reshape(-1), thetas[0].reshape(-1)])
+    return Made({m.site: LowRank(rank) for m in group}, values, tuple(thetas))

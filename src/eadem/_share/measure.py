@@ -47,7 +47,7 @@ def operations(found: Sequence[Matrix], plan: Plan) -> tuple[int, int]:
                 work[m.site] = e.rank * (rows + columns - e.rank) * m.uses
         if e.method == "tied":
             rows, columns = group[0].shape
-            free += rows * columns + (len(group) - 1) * e.rank * (rows + columns)
+            free += rows * columns + len(group) * e.rank * (rows + columns)
         else:
             side = group[0].shape[0] if group[0].narrow else group[0].shape[1]
             others = sum(m.size for m in group) // side

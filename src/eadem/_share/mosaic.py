@@ -22,7 +22,7 @@ def kept(e: Entry, group: Sequence[Matrix]) -> float:
     size = sum(m.size for m in group)
     if e.method == "tied":
         rows, columns = group[0].shape
-        left = rows * columns + (len(group) - 1) * e.rank * (rows + columns)
+        left = rows * columns + len(group) * e.rank * (rows + columns)
     else:
         side = group[0].shape[0] if group[0].narrow else group[0].shape[1]
         left = e.rank * (size // side + side - e.rank)

@@ -20,7 +20,7 @@ class Entry:
     """One group of sites.
 
     "factored": every matrix is its own coefficients times one basis of `rank` rows, which all
-    have in common. "tied": all are one matrix, each but the first with a remainder of `rank`
+    have in common. "tied": all are one matrix, each with a remainder of its own of `rank`
     (0: none).
     """
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from eadem._share.allocate import Candidates, candidates, estimated, planned, uniform
 from eadem._share.attach import Standing, attach, refuse_tied, replaced, standing, values
 from eadem._share.embeddings import apart, checked, plan_of
-from eadem._share.factors import spectrum
+from eadem._share.factors import remainders, spectrum
 from eadem._share.families import Matrix, matrices, named
 from eadem._share.loss import Loss, quantity
 from eadem._share.measure import operations
@@ -279,7 +279,7 @@ def _compared(
     said: Said,
 ) -> Plan:
     """Every method at the same count, measured; the best but for the baseline."""
-    plans = methods(out.matrices, groups, out.keep, least)
+    plans = methods(out.model, seen, out.matrices, groups, out.keep, least)
     for i, one in enumerate(plans):
         measured = _measured(out, seen, one, loss)
         free = operations(out.matrices, one)[0]
@@ -301,7 +301,12 @@ def _within(groups: Candidates, *, alone: bool = False) -> Candidates:
 
 
 def methods(
-    found: Sequence[Matrix], groups: Candidates, keep: float, least: Plan | None = None
+    model: nn.Module,
+    seen: Moments,
+    found: Sequence[Matrix],
+    groups: Candidates,
+    keep: float,
+    least: Plan | None = None,
 ) -> list[Plan]:
     """The plans that are compared at one count; the first is the published baseline, the fifth
     (`least`, where it is known already) may use every group.
@@ -314,7 +319,7 @@ def methods(
         planned(_within(groups), keep, name="bases within layers"),
         replace(least, name=ACROSS),
     ]
-    for tied in (_recursive(found, keep), _neighbours(found, keep)):
+    for tied in (_recursive(model, seen, found, keep), _neighbours(found, keep)):
         if tied is not None:
             plans.append(tied)
     return plans
@@ -340,20 +345,30 @@ def _pairs(found: Sequence[Matrix], kinds: Sequence[str] | None) -> list[list[Ma
     return [p for p in pairs if p[0].shape == p[1].shape]
 
 
-def _recursive(found: Sequence[Matrix], keep: float) -> Plan | None:
-    """Layers two by two, the second the first and a remainder of low rank (Bae et al. 2025)."""
+def _recursive(
+    model: nn.Module, moments: Moments, found: Sequence[Matrix], keep: float
+) -> Plan | None:
+    """Layers two by two, each their mean and a remainder of low rank (relaxed recursion; Bae et
+    al. 2025). The singular values of all remainders say which ranks gain most for a parameter.
+    """
     pairs = _pairs(found, None)
-    rest = sum(m.size for m in found) - sum(2 * p[0].size for p in pairs)
-    budget = keep * sum(m.size for m in found) - rest
-    shared = sum(p[0].size for p in pairs)
-    if not pairs or budget < shared:
+    left = keep * sum(m.size for m in found) - sum(m.size for m in found)
+    left += sum(p[0].size for p in pairs)
+    if not pairs or left < 0:
         return None
-    part = (budget - shared) / shared
-    entries = []
-    for p in pairs:
-        rows, columns = p[0].shape
-        rank = min(int(part * rows * columns / (rows + columns)), min(rows, columns))
-        entries.append(Entry("tied", tuple(m.site for m in p), rank))
+    offers = []
+    for i, p in enumerate(pairs):
+        price = 2 * sum(p[0].shape)
+        gains = remainders(model, moments, p)[: int(p[0].size // price)]
+        offers += [(float(g) / price, i, price) for g in gains]
+    ranks = [0] * len(pairs)
+    for _, i, price in sorted(offers, reverse=True):
+        if price <= left:
+            ranks[i] += 1
+            left -= price
+    entries = [
+        Entry("tied", tuple(m.site for m in p), r) for p, r in zip(pairs, ranks, strict=True)
+    ]
     return Plan(tuple(entries), keep, "loss", "layers tied, low-rank remainder")
 
 
