@@ -87,11 +87,13 @@ def _lost(link: Link) -> TieBroken:
 
 
 class Forward:
-    """A forward that runs, with what it has computed."""
+    """A forward that runs, with what it has computed. `frame` is that of a hook, which is not
+    told of every end; None where no end goes unseen.
+    """
 
     __slots__ = ("depth", "frame", "half", "kept")
 
-    def __init__(self, frame: FrameType) -> None:
+    def __init__(self, frame: FrameType | None) -> None:
         self.frame, self.depth = frame, 1
         self.kept: dict[Link, _Kept] = {}
         #: input, θ, their versions and the first half of the product that was made last
@@ -101,6 +103,8 @@ class Forward:
         """Whether it does run still. After a KeyboardInterrupt torch calls no hook, so the
         end of a forward can go unseen.
         """
+        if self.frame is None:
+            return True
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             if frame is self.frame:
@@ -136,17 +140,16 @@ def called(call: Callable[..., Any]) -> Callable[..., Any]:
         now = _thread.forward
         if now is not None and now.runs():
             return call(self, *args, **kwargs)
-        # no name for the Forward: it holds this frame, and would be held by it
-        _thread.forward = Forward(sys._getframe())
-        kept = _thread.forward.kept
+        now = Forward(None)
         try:
+            _thread.forward = now
             found = call(self, *args, **kwargs)
         except BaseException:
-            kept.clear()  # a traceback keeps this frame
+            now.kept.clear()  # a traceback keeps this frame
             raise
         finally:
             _thread.forward = None
-        _unwritten(kept)
+        _unwritten(now.kept)
         return found
 
     return begun
