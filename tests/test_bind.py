@@ -50,6 +50,14 @@ class W(nn.Module):
 # what a declaration says
 
 
+def test_a_tie_with_several_parameters_has_no_one_theta() -> None:
+    model = mlp(2)
+    t = eadem.tie(model, {"0.weight": eadem.Same(), "1.weight": eadem.LowRank(1)})
+    assert len(t.thetas) == 2
+    with pytest.raises(eadem.OutOfRange, match=r"in 2 parameters; use \.thetas"):
+        _ = t.theta
+
+
 def test_tie_returns_its_sites_maps_and_theta() -> None:
     model = mlp(2)
     phi = eadem.Transpose()

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from eadem._share.families import Matrix
-from eadem._share.plans import Plan
+from eadem._share.plans import Entry, Plan
 from eadem.bind import twin
 
-__all__ = ["Cost", "cache_bytes", "compared", "cost", "operations", "speeds"]
+__all__ = ["Cost", "cache_bytes", "compared", "cost", "kept_by", "operations", "speeds"]
 
 
 @dataclass(frozen=True)
@@ -32,27 +32,30 @@ class Cost:
         return asdict(self)
 
 
+def kept_by(e: Entry, group: Sequence[Matrix]) -> int:
+    """Numbers that a tie keeps of its matrices."""
+    if e.method == "tied":
+        rows, columns = group[0].shape
+        return rows * columns + len(group) * e.rank * (rows + columns)
+    side = group[0].shape[0] if group[0].narrow else group[0].shape[1]
+    return e.rank * (sum(m.size for m in group) // side + side - e.rank)
+
+
 def operations(found: Sequence[Matrix], plan: Plan) -> tuple[int, int]:
     """Numbers kept in the matrices, and multiplications a token in one pass through them."""
     by_site = {m.site: m for m in found}
-    kept = {m.site: m.size for m in found}
+    alone = {m.site: m.size for m in found}
     work = {m.site: m.size * m.uses for m in found}
     free = 0
     for e in plan.entries:
         group = [by_site[s] for s in e.sites]
         for m in group:
-            del kept[m.site]
+            del alone[m.site]
             rows, columns = m.shape
             if e.method == "factored":
                 work[m.site] = e.rank * (rows + columns - e.rank) * m.uses
-        if e.method == "tied":
-            rows, columns = group[0].shape
-            free += rows * columns + len(group) * e.rank * (rows + columns)
-        else:
-            side = group[0].shape[0] if group[0].narrow else group[0].shape[1]
-            others = sum(m.size for m in group) // side
-            free += e.rank * (others + side - e.rank)
-    return free + sum(kept.values()), sum(work.values())
+        free += kept_by(e, group)
+    return free + sum(alone.values()), sum(work.values())
 
 
 def cost(model: nn.Module, found: Sequence[Matrix], plan: Plan) -> Cost:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from eadem._share.families import Matrix
+from eadem._share.measure import kept_by
 from eadem._share.plans import Entry, Plan
 from eadem.report.colour import HUES, oklch
 
@@ -18,15 +19,8 @@ _SIDE, _GAP, _LEFT, _TOP = 20.0, 3.0, 92.0, 18.0
 
 
 def kept(e: Entry, group: Sequence[Matrix]) -> float:
-    """The share of its own numbers that each matrix of a tie keeps."""
-    size = sum(m.size for m in group)
-    if e.method == "tied":
-        rows, columns = group[0].shape
-        left = rows * columns + len(group) * e.rank * (rows + columns)
-    else:
-        side = group[0].shape[0] if group[0].narrow else group[0].shape[1]
-        left = e.rank * (size // side + side - e.rank)
-    return min(left / size, 1.0)
+    """The share of their numbers that the matrices of a tie keep, at most all."""
+    return min(kept_by(e, group) / sum(m.size for m in group), 1.0)
 
 
 def _colour(hue: float) -> str:

@@ -79,7 +79,7 @@ def multiply(self: Any, x: Tensor) -> Tensor:
         now = running()
         if now is not None:
             inner = _once(now, factors, one, theta, x)
-            found = None if one is None else one.rest(inner, x, bias)
+            found = None if one is None else one(x, bias, inner)
             return spread(factors, inner, x, bias) if found is None else found
     found = None if one is None else one(x, bias)
     return multiplied(factors, x, bias) if found is None else found

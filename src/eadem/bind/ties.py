@@ -83,10 +83,10 @@ class Tie:
 
     @property
     def theta(self) -> nn.Parameter:
-        """The parameter that holds the free values, when it is one. Raises ValueError."""
+        """The parameter of the free values. Raises OutOfRange where there are several."""
         found = self.thetas
         if len(found) != 1:
-            raise ValueError(
+            raise OutOfRange(
                 f"the free values of {self} are in {len(found)} parameters; use .thetas"
             )
         return found[0]

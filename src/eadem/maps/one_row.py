@@ -44,8 +44,8 @@ class OneRow:
     """(x, bias) ↦ what `multiplied` gives of the same factors, for an x of one row; None for
     an x, or at a time, that this is not for.
 
-    `half` and `rest` are the two steps of a product that picks its pivots, as `picked` and
-    `spread`. The addresses are those of `held`, which must stay where it is.
+    A product that picks its pivots has two steps, as `picked` and `spread`; `half` is the
+    first. The addresses are those of `held`, which must stay where it is.
     """
 
     __slots__ = ("_half", "_inner", "_rest", "_run", "_shapes", "_table", "_where")
@@ -63,14 +63,17 @@ class OneRow:
         self._inner = (1, r)
         self._shapes = {(*ones, inputs): (*ones, outputs) for ones in ((), (1,), (1, 1))}
 
-    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
-        """x·Wᵀ + bias."""
+    def __call__(
+        self, x: Tensor, bias: Tensor | None, inner: Tensor | None = None
+    ) -> Tensor | None:
+        """x·Wᵀ + bias; with `inner`, what `half` gives for this x, only the rest of it."""
         shape = self._shapes.get(x.shape)
-        if shape is None or not _plain(x, bias):
+        run, given = (self._run, x) if inner is None else (self._rest, inner)
+        if shape is None or not _plain(given, bias):
             return None
         y = x.new_empty(shape)
         place = 0 if bias is None else bias.data_ptr()
-        self._run(x.data_ptr(), y.data_ptr(), place, self._where)
+        run(given.data_ptr(), y.data_ptr(), place, self._where)
         return y
 
     def half(self, x: Tensor) -> Tensor | None:
@@ -79,16 +82,6 @@ class OneRow:
             return None
         y = x.new_empty(self._inner)
         self._half(x.data_ptr(), y.data_ptr(), 0, self._where)
-        return y
-
-    def rest(self, inner: Tensor, x: Tensor, bias: Tensor | None) -> Tensor | None:
-        """The other, from what `half` gives for this x."""
-        shape = self._shapes.get(x.shape)
-        if shape is None or not _plain(inner, bias):
-            return None
-        y = x.new_empty(shape)
-        place = 0 if bias is None else bias.data_ptr()
-        self._rest(inner.data_ptr(), y.data_ptr(), place, self._where)
         return y
 
 
