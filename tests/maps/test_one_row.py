@@ -8,6 +8,8 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 import eadem
@@ -139,6 +141,81 @@ def test_numbers_that_are_none_are_seen():
             x = torch.randn(1, 27)
             x[0, 5] = bad
             assert not model[0](x).isfinite().any()
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [
+        torch.randn(1),
+        torch.randn(1, 40),
+        torch.randn(80)[::2],
+        torch._neg_view(torch.randn(40)),
+    ],
+    ids=["one", "two axes", "every other", "negated"],
+)
+def test_other_biases_are_torchs(bias):
+    model = layer(MAPS["rows"])
+    model[0].bias = nn.Parameter(bias, requires_grad=False)
+    x = torch.randn(1, 27)
+    with torch.no_grad():
+        expected = nn.functional.linear(x, model[0].weight, model[0].bias)
+        assert torch.allclose(model[0](x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_bias_of_another_length_is_refused():
+    model = layer(MAPS["rows"])
+    model[0].bias = nn.Parameter(torch.randn(39))
+    with torch.no_grad(), pytest.raises(RuntimeError, match="39"):
+        model[0](torch.randn(1, 27))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [torch._neg_view, torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr],
+    ids=["negated", "sparse", "compressed rows"],
+)
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_inputs_that_are_stored_otherwise(change):
+    model = layer(MAPS["rows"])
+    x = change(torch.randn(1, 27))
+    with torch.no_grad():
+        expected = nn.functional.linear(x.to_dense(), model[0].weight, model[0].bias)
+        found = model[0](x)
+        assert torch.allclose(found.to_dense(), expected, rtol=1e-4, atol=1e-4)
+        assert model[0](torch._efficientzerotensor((1, 27))).shape == (1, 40)
+
+
+def test_tangents_and_graphs_go_through_it():
+    model = layer(MAPS["rows"])
+    x = torch.randn(1, 27)
+    with torch.no_grad():
+        y = model[0](x)
+        with forward_ad.dual_level():
+            dual = model[0](forward_ad.make_dual(x, torch.ones_like(x)))
+            tangent = forward_ad.unpack_dual(dual).tangent
+        weight = model[0].weight
+        assert torch.allclose(tangent, weight.sum(1)[None], rtol=1e-4, atol=1e-4)
+        given = torch.randn(1, 27)
+        for found in (
+            make_fx(model[0], pre_dispatch=True)(given),
+            torch.compile(model[0], backend="eager", fullgraph=True),
+            torch.export.export(model[0], (given,), strict=True).module(),
+        ):
+            assert torch.allclose(found(x), y, rtol=1e-4, atol=1e-4)
+    compiled = torch.compile(model[0], backend="eager", fullgraph=True)
+    compiled(x).sum().backward()
+    assert eadem.ties(model)[0].theta.grad is not None
+
+
+def test_factors_that_change_their_steps_are_followed():
+    model = layer(MAPS["rows"])
+    theta = eadem.ties(model)[0].theta
+    x, two = torch.randn(1, 27), torch.randn(2 * theta.numel())
+    with torch.no_grad():
+        for given in (two[: theta.numel()], two[::2], two[: theta.numel()]):
+            theta.data = given
+            expected = nn.functional.linear(x, model[0].weight, model[0].bias)
+            assert torch.allclose(model[0](x), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_it_stands_back_for_who_watches_and_for_threads():

@@ -146,6 +146,7 @@ def called(call: Callable[..., Any]) -> Callable[..., Any]:
             found = call(self, *args, **kwargs)
         except BaseException:
             now.kept.clear()  # a traceback keeps this frame
+            now.half = None
             raise
         finally:
             _thread.forward = None

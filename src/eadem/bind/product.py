@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, is_grad_enabled, nn
+from torch import Tensor, is_grad_enabled, nn, strided
 from torch.compiler import is_compiling
 from torch.nn import Parameter
 
@@ -62,11 +62,11 @@ def multiply(self: Any, x: Tensor) -> Tensor:
     own = self._parameters
     if is_grad_enabled() or is_compiling() or _any_autocast() or _transforms() is not None:
         return _slowly(self, link, theta, x)
-    if type(theta) is not Parameter or _tracing():
+    if type(theta) is not Parameter or x.layout is not strided or _tracing():
         return _slowly(self, link, theta, x)
     place, size, factors, common, one = link.held
-    if place != theta.data_ptr() or size != theta.numel():
-        if link.factors is None or theta.shape != owner.shape:
+    if place != theta.data_ptr() or size != theta.numel() or not theta.is_contiguous():
+        if link.factors is None or theta.shape != owner.shape or not theta.is_contiguous():
             return _slowly(self, link, theta, x)
         factors = link.factors.held(theta)
         common = link.factors.common
@@ -106,7 +106,12 @@ def _slowly(self: Any, link: Link, theta: Any, x: Tensor) -> Tensor:
     owner = link.sources[0][2]
     if link.factors is None:  # it has been pickled
         prepare(base, link)
-    if type(theta) is not Parameter or _tracing() or theta.shape != owner.shape:
+    if (
+        type(theta) is not Parameter
+        or theta.shape != owner.shape
+        or x.layout is not strided
+        or (not is_compiling() and _tracing())  # nothing that torch.compile may ask
+    ):
         whole: Tensor = base.forward(self, x)
         return whole
     value: Tensor = link.factors(theta, x, self.bias)  # type: ignore[misc]

@@ -29,6 +29,7 @@ from eadem.maps.view import ViewMap
 
 
 @on_cpu()
+@torch.inference_mode(False)
 def untie(model: nn.Module, *sites: str) -> nn.Module:
     """Take sites out of their ties (all ties without names). Values stay; parameters become
     independent. Returns the model.
@@ -119,6 +120,7 @@ def _detach_aliases(index: Sites, names: Sequence[str]) -> None:
         module._parameters[attr] = nn.Parameter(p.detach().clone(), p.requires_grad)
 
 
+@torch.inference_mode(False)
 def twin(model: nn.Module) -> Any:
     """A deep copy with no ties and the same function.
 

@@ -16,8 +16,10 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-__all__ = ["onward", "picked", "scattered", "whole"]
+__all__ = ["IDLE", "onward", "picked", "scattered", "whole"]
 
+#: Whether numba was told to compile nothing.
+IDLE = bool(getattr(numba.config, "DISABLE_JIT", 0))
 _intrinsic: Any = intrinsic
 _carray: Any = numba.carray  # type: ignore[attr-defined]
 _to: Any = types.CPointer

@@ -14,21 +14,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 __all__ = ["OneRow", "compiled"]
 
 _threads = torch.get_num_threads
 _modes = torch._C._len_torch_dispatch_stack
+_functions = torch._C._len_torch_function_stack
+_included = torch._C._dispatch_tls_is_dispatch_key_included
+_BEFORE = torch._C.DispatchKey.PreDispatch
 
 
 @functools.cache
 def _kernels() -> Any:
     try:
         from eadem.maps import _row_kernels
-    except (ImportError, RuntimeError):  # not there; nowhere to keep what it compiles
-        return None
-    return _row_kernels
+    except (ImportError, RuntimeError, NotImplementedError):
+        return None  # not there; nowhere to keep what it compiles; or told not to
+    return None if _row_kernels.IDLE else _row_kernels
 
 
 def _operand(m: Tensor) -> tuple[int, bool, int] | None:
@@ -48,7 +52,7 @@ class OneRow:
     first. The addresses are those of `held`, which must stay where it is.
     """
 
-    __slots__ = ("_half", "_inner", "_rest", "_run", "_shapes", "_table", "_where")
+    __slots__ = ("_half", "_inner", "_outputs", "_rest", "_run", "_shapes", "_table", "_where")
 
     def __init__(self, held: Sequence[Tensor], operands: Sequence[Any], kernels: Any) -> None:
         c, t = held[0], held[1]
@@ -60,43 +64,54 @@ class OneRow:
         self._where = self._table.ctypes.data
         self._run = kernels.whole if picks else kernels.scattered
         self._half, self._rest = kernels.picked, kernels.onward
-        self._inner = (1, r)
+        self._inner, self._outputs = (1, r), (outputs,)
         self._shapes = {(*ones, inputs): (*ones, outputs) for ones in ((), (1,), (1, 1))}
 
     def __call__(
         self, x: Tensor, bias: Tensor | None, inner: Tensor | None = None
     ) -> Tensor | None:
         """x·Wᵀ + bias; with `inner`, what `half` gives for this x, only the rest of it."""
-        shape = self._shapes.get(x.shape)
         run, given = (self._run, x) if inner is None else (self._rest, inner)
-        if shape is None or not _plain(given, bias):
+        if not _plain(given):
             return None
+        shape = self._shapes.get(x.shape)
+        if shape is None:
+            return None
+        place = 0
+        if bias is not None:
+            if bias.shape != self._outputs or not _plain_bias(bias):
+                return None
+            place = bias.data_ptr()
         y = x.new_empty(shape)
-        place = 0 if bias is None else bias.data_ptr()
         run(given.data_ptr(), y.data_ptr(), place, self._where)
         return y
 
     def half(self, x: Tensor) -> Tensor | None:
         """The first half, (1, r)."""
-        if x.shape not in self._shapes or not _plain(x, None):
+        if not _plain(x) or x.shape not in self._shapes:
             return None
         y = x.new_empty(self._inner)
         self._half(x.data_ptr(), y.data_ptr(), 0, self._where)
         return y
 
 
-def _plain(x: Tensor, bias: Tensor | None) -> bool:
-    """Whether these are nothing but float32 in memory, and nobody watches what is called; and
+def _plain(x: Tensor) -> bool:
+    """Whether this is nothing but float32 in memory, and nobody watches what is called; and
     whether torch has no more threads than these loops, which have one.
     """
     return (
         type(x) is Tensor
         and x.dtype is torch.float32
         and x.is_cpu
+        and x.layout is torch.strided
         and x.is_contiguous()
-        and (bias is None or _plain_bias(bias))
+        and not x.is_neg()
+        and x.data_ptr() != 0  # of zeros that have no memory, and of what wraps another
         and _threads() == 1
         and not _modes()
+        and not _functions()
+        and not _included(_BEFORE)
+        and forward_ad._current_level < 0
     )
 
 
@@ -106,6 +121,7 @@ def _plain_bias(bias: Tensor) -> bool:
         and bias.dtype is torch.float32
         and bias.is_cpu
         and bias.is_contiguous()
+        and not bias.is_neg()
     )
 
 
