@@ -40,6 +40,15 @@ def gpt2():
     ).eval()
 
 
+def t5():
+    """T5, whose class makes all embeddings one, with an output embedding of its own; encoder
+    and decoder look into one table by modules of their own.
+    """
+    model = tiny("t5")
+    model.lm_head.weight = torch.nn.Parameter(model.shared.weight.detach().clone())
+    return model
+
+
 def test_they_are_found_where_they_are_two():
     head, table = apart(tiny("llama"))
     assert (head.site, table.site) == ("lm_head.weight", "model.embed_tokens.weight")
@@ -88,7 +97,9 @@ def test_the_one_matrix_is_the_mean_weighed_by_both_moments():
         assert torch.allclose(found[m.site].double(), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("make", [lambda: tiny("llama", layers=2), gpt2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "make", [lambda: tiny("llama", layers=2), gpt2, t5], ids=["llama", "gpt2", "t5"]
+)
 def test_two_that_are_equal_cost_nothing_as_one(make):
     model = make()
     head, table = apart(model)
@@ -163,6 +174,18 @@ def test_anything_else_with_the_input_embedding_is_refused(entry):
         eadem.share(model, calibration=ids(), plan=Plan((entry,)), **FEW)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not eadem.ties(model)
+
+
+def test_embeddings_that_are_one_parameter_are_said_to_be():
+    plan = Plan((Entry("tied", ("lm_head.weight", "transformer.wte.weight"), 0),))
+    with pytest.raises(eadem.Unsupported, match="one parameter already"):
+        eadem.share(tiny("gpt2"), calibration=ids(), plan=plan, **FEW)
+
+
+def test_the_table_of_an_encoder_and_a_decoder_is_seen_by_both():
+    model = t5()
+    seen = moments(model, read(ids(1), None, length=16, most=(24, 8, 8)).fit, apart(model))
+    assert all(float(seen.metric(m).trace()) > 0 for m in apart(model))
 
 
 def test_the_output_embedding_may_have_a_basis_of_its_own():

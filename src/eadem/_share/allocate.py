@@ -250,7 +250,8 @@ def uniform(
         else:
             r = np.arange(1, min(rows, columns) + 1)
             rank = int((r * (rows + columns - r) <= keep * rows * columns).sum())
-        if 0 < rank < min(rows, columns):
+        rank = max(rank, 1)
+        if rank < min(rows, columns):
             entries.append(Entry("factored", (m.site,), rank))
     name = "per-layer SVD" if redundant else "per-layer SVD, compact"
     return Plan(tuple(entries), keep, metric, name)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from eadem._share.factors import Made, factored, made
+from eadem._share.factors import factored, made
 from eadem._share.families import Matrix
 from eadem._share.plans import Plan
 from eadem._share.scratch import mapped
@@ -79,24 +79,14 @@ def attach(
             entry = plan.entries[i]
             make = made if entry.method == "tied" else factored
             one = make(model, moments, entry, group, plan.metric)
-            if one.thetas:
-                like = model.get_parameter(entry.sites[0])
-                held = [mapped(theta.to(like)) for theta in one.thetas]
-                thetas.append((tie(model, one.maps, start="empty"), held))
-            else:
-                _written(model, one)
-                tie(model, one.maps)
+            like = model.get_parameter(entry.sites[0])
+            held = [mapped(theta.to(like)) for theta in one.thetas]
+            thetas.append((tie(model, one.maps, start="empty"), held))
             if said is not None:
                 said(i + 1, len(plan.entries))
     for declared, held in thetas:
         for p, theta in zip(declared.thetas, held, strict=True):
             p.data = theta
-
-
-def _written(model: nn.Module, one: Made) -> None:
-    for site, value in one.values.items():
-        p = model.get_parameter(site)
-        p.copy_(value.to(p))
 
 
 @dataclass(frozen=True)

@@ -35,13 +35,15 @@ LEAST = 1e-3
 
 def balanced(phi: Factored, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """P (rows, r), S (r,) and Q (r, columns) of the matrix P·S⁻¹·Q that a bound map makes."""
-    c, t = phi.split(theta.detach())
+    at = theta.detach()
+    c, t = phi.split(at.to(torch.promote_types(at.dtype, torch.float32)))
     eye = torch.eye(phi.rank).to(c)
     if phi.side == "rows":
         q, p, s = _balanced(c.mT, phi._assembled(eye, t).mT)
-        return p.mT.contiguous(), s, q.mT.contiguous()
-    p, q, s = _balanced(c, phi._assembled(eye, t))
-    return p, s, q
+        p, q = p.mT, q.mT
+    else:
+        p, q, s = _balanced(c, phi._assembled(eye, t))
+    return p.to(at).contiguous(), s.to(at), q.to(at).contiguous()
 
 
 def _balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,7 @@ from eadem._share.loss import writes
 from eadem._share.plans import Entry, Plan
 from eadem.errors import Unsupported
 
-__all__ = ["NAME", "apart", "checked", "plan_of"]
+__all__ = ["NAME", "apart", "checked", "plan_of", "refuse_one"]
 
 NAME = "output embedding tied to the input's"
 
@@ -36,6 +36,19 @@ def _weight(model: nn.Module, which: str) -> tuple[str, Any] | None:
     names = (n for n, p in model.named_parameters() if p is found.weight)
     name = next(names, None)
     return None if name is None else (name, found.weight)
+
+
+def refuse_one(model: nn.Module, plan: Plan) -> None:
+    """Raise Unsupported where a plan ties embeddings that are one parameter already."""
+    head, table = (_weight(model, f"get_{side}_embeddings") for side in ("output", "input"))
+    if head is None or table is None or head[1] is not table[1]:
+        return
+    names = {n for n, p in model.named_parameters(remove_duplicate=False) if p is head[1]}
+    for e in plan.entries:
+        if e.method == "tied" and names >= set(e.sites):
+            raise Unsupported(
+                f"{' and '.join(e.sites)} are one parameter already; leave them out of the plan"
+            )
 
 
 def apart(model: nn.Module) -> tuple[Matrix, ...]:

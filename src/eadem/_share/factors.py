@@ -104,7 +104,7 @@ def together(group: Sequence[Matrix]) -> None:
 
 @dataclass(frozen=True)
 class Made:
-    """An entry's maps by site, and the values that the sites get or the tie's parameters."""
+    """An entry's maps by site, the values that the sites get, and the tie's parameters."""
 
     maps: dict[str, Map]
     values: dict[str, Tensor]
@@ -231,7 +231,8 @@ def remainders(model: nn.Module, moments: Moments, group: Sequence[Matrix]) -> T
     for m, (_, s, _), root in zip(group, beside, roots, strict=True):
         a = wide(model, m)
         weighed = (moments.content(m) * (root @ root.T)).sum()
-        gains.append(s.square() * weighed / (2 * (a @ root).square().sum()))
+        size = float((a @ root).square().sum())
+        gains.append(s.square() * weighed / (2 * size or 1.0))  # zeros weigh nothing
     return _sum(gains)
 
 
@@ -245,6 +246,9 @@ def _tied(
     """One matrix for all, their mean weighed by each one's metric; and remainders of low rank,
     the best in the same weights.
     """
+    # the parameters of a tie come in the order in which its sites lie in the model
+    order = {n: i for i, (n, _) in enumerate(model.named_parameters(remove_duplicate=False))}
+    group = sorted(group, key=lambda m: order[m.site])
     mean, beside, roots = _apart(model, moments, group, metric)
     rank, stored = entry.rank, group[0].narrow is group[0].transposed
     if rank > min(mean.shape):
@@ -255,7 +259,7 @@ def _tied(
     shared = mean if stored else mean.T
     if not rank:
         same: dict[str, Map] = {m.site: Same() for m in group}
-        return Made(same, {m.site: shared for m in group})
+        return Made(same, {m.site: shared for m in group}, (shared,))
     values, thetas = {}, []
     for m, (u, s, v), root in zip(group, beside, roots, strict=True):
         left = (u[:, :rank] * s[:rank]).T

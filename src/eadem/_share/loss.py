@@ -7,6 +7,7 @@ distance of the last hidden states from the original's, relative to their square
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,7 +90,12 @@ def predicted(model: nn.Module, batch: Batch, kind: str) -> tuple[Tensor, Tensor
         shifted = torch.cat([torch.full_like(write[:, :1], start), write[:, :-1]], dim=1)
         logits = model(input_ids=read, decoder_input_ids=shifted).logits
         return logits.reshape(-1, logits.shape[-1]), write.reshape(-1)
-    logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+    extra: dict[str, Tensor] = {}
+    if batch.padded and "position_ids" in inspect.signature(model.forward).parameters:
+        extra["position_ids"] = (batch.mask.long().cumsum(1) - 1).clamp(min=0)
+    logits = model(
+        input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, **extra
+    ).logits
     if not batch.padded:  # an index's gradient takes longer than the model's head
         return logits[:, :-1].flatten(0, 1), batch.ids[:, 1:].flatten()
     live = batch.mask[:, 1:].bool() & batch.mask[:, :-1].bool()

@@ -71,7 +71,8 @@ def recover(
         raise OutOfRange(
             f"recovery trains the free values of ties, embeddings left out: "
             f"{len(found.parameters)} parameters, {steps} steps and {len(batches)} batches "
-            "were given; share the model first"
+            "were given; give steps and text, and a model that was shared (more "
+            "than its embeddings)"
         )
     if not 0 <= part < 1:
         raise OutOfRange(f"part={part!r} is the part of the steps that read samples: 0 to 1")

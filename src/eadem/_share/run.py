@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from eadem._share.allocate import Candidates, candidates, estimated, planned, uniform
 from eadem._share.attach import Standing, attach, refuse_tied, replaced, standing, values
-from eadem._share.embeddings import apart, checked, plan_of
+from eadem._share.embeddings import apart, checked, plan_of, refuse_one
 from eadem._share.factors import remainders, spectrum
 from eadem._share.families import Matrix, matrices, named
-from eadem._share.loss import Loss, quantity
+from eadem._share.loss import Loss, quantity, writes
 from eadem._share.measure import operations
 from eadem._share.plans import Entry, Plan
 from eadem._share.statistics import Moments, moments
 from eadem._share.text import Texts, read
-from eadem.errors import OutOfRange, Unsupported
+from eadem.errors import NoSuchSite, OutOfRange, Unsupported
 
 __all__ = ["MOST", "Method", "Shared", "methods", "redundant", "share", "usual_length"]
 
@@ -148,6 +148,8 @@ def share(
             "sharing is fitted to text that is like what the model will read; give "
             "calibration=text with tokenizer=…, or token ids (windows, length)"
         )
+    if writes(model) == "seq2seq":  # whose windows are cut in two, and need no padding
+        calibration, test = _joined(calibration), _joined(test)
     texts = read(
         calibration,
         tokenizer,
@@ -165,6 +167,10 @@ def share(
         model.train(mode)
 
 
+def _joined(text: Any) -> Any:
+    return "\n".join(text) if isinstance(text, list | tuple) else text
+
+
 def _parts(texts: Texts) -> Iterator[list[Any]]:
     yield from (texts.fit, texts.choose, texts.test)
 
@@ -175,6 +181,10 @@ def _of_plan(model: nn.Module, plan: Plan) -> list[Matrix]:
     except Unsupported:  # a plan names its sites itself
         known = []
     sites = [s for e in plan.entries for s in e.sites]
+    for site in sites:
+        if sites.count(site) > 1:
+            raise NoSuchSite(f"the plan names {site!r} twice; a site is in one tie")
+    refuse_one(model, plan)
     known += checked(plan, apart(model))
     planned_ones = named(model, sites, known)
     by_site = {m.site: m for m in known}
@@ -312,6 +322,7 @@ def methods(
     (`least`, where it is known already) may use every group.
     """
     least = least or planned(groups, keep)
+    most = keep * sum(m.size for m in found)
     plans = [
         uniform(found, keep, redundant=True),
         uniform(found, keep, redundant=False),
@@ -322,7 +333,8 @@ def methods(
     for tied in (_recursive(model, seen, found, keep), _neighbours(found, keep)):
         if tied is not None:
             plans.append(tied)
-    return plans
+    # where little is kept, a rank of one in every matrix may be too much
+    return plans[:1] + [p for p in plans[1:] if operations(found, p)[0] <= most]
 
 
 def redundant(found: Sequence[Matrix], plan: Plan) -> int:

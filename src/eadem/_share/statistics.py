@@ -144,7 +144,11 @@ def moments(
     with _frozen(model), torch.enable_grad():
         for part in parts:
             sums = _Sums(model, part)
-            handles = [modules[m.module].register_forward_hook(sums.hook(m)) for m in part]
+            handles = [
+                layer.register_forward_hook(sums.hook(m))
+                for m in part
+                for layer in _layers(modules, m)
+            ]
             generator = torch.Generator().manual_seed(seed)
             try:
                 for batch in batches:
@@ -160,6 +164,15 @@ def moments(
                     handle.remove()
             sums.keep(kept)
     return kept
+
+
+def _layers(modules: dict[str, nn.Module], m: Matrix) -> list[nn.Module]:
+    """The layers that use a matrix: one, but for a table that several embeddings look into."""
+    own = modules[m.module]
+    if m.kind != LOOKED_UP:
+        return [own]
+    every = [e for e in modules.values() if isinstance(e, nn.Embedding)]
+    return [e for e in every if e.weight is own.weight]
 
 
 class _Sums:
@@ -234,8 +247,8 @@ class _Sums:
             if m.kind in (HEAD, LOOKED_UP):
                 key = ("metric", m.source)
                 by = self.weight if m.kind == LOOKED_UP else self.rows.get(key, 0)
-                if key in self.sums:
-                    kept.put(*key, self.sums[key] / max(by, 1e-300))
+                zero = torch.zeros(_side(m), _side(m), dtype=torch.float64)
+                kept.put(*key, self.sums.get(key, zero) / max(by, 1e-300))
                 continue
             source = m.site if m.narrow else m.source
             inputs = ("content", m.site) if m.narrow else ("metric", source)
