@@ -15,7 +15,7 @@ from eadem._share.loss import Loss
 from eadem._share.measure import operations
 from eadem._share.run import _recursive
 from eadem._share.statistics import moments
-from eadem._share.text import read
+from eadem._share.text import Batch, read
 from tiny_transformers import ids, tiny
 
 FEW = {"windows": (24, 8, 8), "length": 16}
@@ -132,3 +132,29 @@ def test_a_model_in_bfloat16_is_shared_and_recovered():
     assert theta.dtype is torch.bfloat16
     assert theta.isfinite().all()
     assert not torch.equal(theta, before)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_no_loss(kind, side):
+    model = tiny(kind)
+    x = ids(1, 4)
+    none = torch.zeros(4, 5, dtype=x.dtype)
+    parts, marks = [x, none], [torch.ones_like(x), none]
+    if side == "left":
+        parts, marks = parts[::-1], marks[::-1]
+    padded = Batch(torch.cat(parts, 1), torch.cat(marks, 1))
+    plain = Batch(x, torch.ones_like(x))
+    assert Loss(model, [padded])(model) == pytest.approx(Loss(model, [plain])(model), abs=1e-5)
+
+
+def test_an_encoder_and_decoder_reads_a_list_of_texts_as_one_text():
+    class Words:
+        def __call__(self, text, **_):
+            return {"input_ids": [int(w) for w in text.split()]}
+
+    texts = [" ".join(map(str, row.tolist())) for row in ids(windows=60)]
+    found = eadem.share(tiny("t5"), 0.8, texts, tokenizer=Words(), **FEW)
+    again = eadem.share(tiny("t5"), 0.8, " ".join(texts), tokenizer=Words(), **FEW)
+    assert found.test == again.test
+    assert not any(b.padded for b in found.texts.fit)
