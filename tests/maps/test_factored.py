@@ -319,3 +319,16 @@ def test_layers_outside_a_forward_of_the_model_keep_nothing(monkeypatch):
         found = model["q"](x)
         assert torch.allclose(found, x @ model["q"].weight.T + model["q"].bias, atol=1e-5)
     assert not made
+
+
+def test_a_twin_made_in_inference_mode_can_be_used_there():
+    model = nn.Sequential(nn.Linear(6, 5))
+    eadem.tie(model, {"0.weight": Factored(2)})
+    x = torch.randn(3, 6)
+    with torch.inference_mode():
+        twin = eadem.twin(model)
+        assert torch.allclose(twin(x), model(x), atol=1e-5)
+        y = model(x)
+        assert torch.allclose(eadem.untie(model)(x), y, atol=1e-5)
+    twin(x).sum().backward()
+    assert twin[0].weight.grad is not None
