@@ -198,8 +198,19 @@ def _several(threads: str) -> list[Row]:
             )
             what = f"factors, {count} token{'s' * (count > 1)}, {threads}"
             found.append(row(what, "the dense layers", ratio))
+        ratio = paired(
+            _through(held.tied, TOKENS),
+            bare(held.factors, TOKENS),
+            5,
+            pairs=2,
+            calls=1,
+            warmup=1,
+        )
+        against = "the bare products of the same shapes"
+        found.append(row(f"factors, {TOKENS} tokens, {threads}", against, ratio, LIMIT))
         ratio = paired(_through(held.tied, 1), read(held.tied), 7, pairs=4, calls=1, warmup=1)
-        found.append(row(f"factors, 1 token, {threads}", "a sum of as many bytes", ratio))
+        what = f"factors, 1 token, {threads}"
+        found.append(row(what, "a sum of as many bytes", ratio, LIMIT))
     return found
 
 

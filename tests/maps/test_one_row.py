@@ -1,7 +1,9 @@
 """One row through the factors, compiled: the same as torch's products, or not at all."""
 
 import copy
+import os
 import pickle
+import subprocess
 import sys
 import warnings
 
@@ -267,3 +269,17 @@ def test_without_numba_torch_multiplies(monkeypatch):
             assert torch.allclose(found, eadem.twin(model)[0](x), rtol=1e-4, atol=1e-4)
     finally:
         one_row._kernels.cache_clear()
+
+
+def test_where_numba_is_told_to_compile_nothing_torch_multiplies():
+    code = (
+        "import torch, eadem\n"
+        "torch.set_num_threads(1)\n"
+        "model = torch.nn.Sequential(torch.nn.Linear(27, 40))\n"
+        "eadem.tie(model, {'0.weight': eadem.Factored(9)})\n"
+        "x = torch.randn(1, 27)\n"
+        "with torch.no_grad():\n"
+        "    assert torch.allclose(model(x), eadem.twin(model)(x), rtol=1e-3, atol=1e-3)\n"
+    )
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

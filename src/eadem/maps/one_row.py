@@ -30,8 +30,8 @@ _BEFORE = torch._C.DispatchKey.PreDispatch
 def _kernels() -> Any:
     try:
         from eadem.maps import _row_kernels
-    except (ImportError, RuntimeError, NotImplementedError):
-        return None  # not there; nowhere to keep what it compiles; or told not to
+    except (ImportError, RuntimeError):  # not there; nowhere to keep what it compiles
+        return None
     return None if _row_kernels.IDLE else _row_kernels
 
 
