@@ -36,6 +36,8 @@ CHANNELS = 32
 SIDES, BATCHES = (8, 32, 64), (1, 8)
 #: Entries of the orbit benchmark, and what it may take in seconds and in MB.
 ENTRIES, SECONDS, MEGABYTES = 10**6, 0.5, 200
+#: Seconds that tying a side of 512 may take.
+BASIS = 1.0
 
 
 def peer(name: str) -> Any:
@@ -193,6 +195,32 @@ def linear() -> list[Row]:
     return found
 
 
+def bases() -> list[Row]:
+    """A side of 512 under a cyclic group: its permutations, and matrices of no such form."""
+    group = Cyclic(8)
+    torch.manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(512, 512, dtype=torch.float64)).Q
+    blocks = torch.arange(512).view(64, 8).roll(1, 1).reshape(-1)
+    matrix = turn @ torch.eye(512, dtype=torch.float64)[blocks] @ turn.T
+
+    def tied(make: Callable[[], Representation]) -> None:
+        layer, rep = nn.Linear(512, 512, bias=False).double(), make()
+        eadem.tie(layer, "weight", via=eadem.Equivariant(rep, rep))
+
+    ways = {
+        "the regular representation": lambda: group.regular(64),
+        "given matrices": lambda: group.representation(matrix),
+    }
+    found = []
+    for what, make in ways.items():
+        times = [seconds(lambda make=make: tied(make)) for _ in range(5)]
+        name = f"equivariant linear of 512 × 512 under C8, {what}"
+        found.append(
+            Row(name, "seconds, the least of 5", min(times), min(times), max(times), BASIS, "s")
+        )
+    return found
+
+
 def orbits() -> list[Row]:
     """A million entries under two generators: permutations, then signed ones."""
     random = np.random.default_rng(0)
@@ -265,10 +293,10 @@ def dimension(rep: Representation, n: int) -> int:
 
 def rows() -> list[Row]:
     """The rows of the table."""
-    return [*orbits(), *training(), *expanded(), *linear(), *nullspace()]
+    return [*orbits(), *bases(), *training(), *expanded(), *linear(), *nullspace()]
 
 
 if __name__ == "__main__":
-    chosen = {f.__name__: f for f in (orbits, training, expanded, linear, nullspace)}
+    chosen = {f.__name__: f for f in (orbits, bases, training, expanded, linear, nullspace)}
     wanted = sys.argv[1:] or list(chosen)
     print(table([r for name in wanted for r in chosen[name]()]))
