@@ -5,7 +5,8 @@ plays of Shakespeare that no other figure uses, towards their text, and a part o
 text that the original wrote itself, towards the original's outputs. The original's own block
 matrices are trained on the same plays, at the same rate, for as many seconds of processor time
 (for the shared model the writing of its samples and all else counts). Both are judged on other
-plays and on the documentation strings of Python's standard library, which neither has seen.
+plays, on Jane Austen's novels and on the documentation strings of Python's standard library,
+which neither has seen.
 
 The gap is the shared model's loss less the original's: before, with neither trained (the
 losses of share_smollm2.py); after, with both trained as long. Won back is 1 − after / before;
@@ -27,11 +28,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from share_smollm2 import NOVELS, judges, opened, plays
+
 
 def reading(tokenizer: Any, length: int, size: int, letters: int) -> list[Any]:
     """Batches of plays that no loss is measured on, at most so many letters of each."""
-    from share_smollm2 import plays
-
     from eadem._share import text
 
     found = "\n".join(p[:letters] for p in plays()[8:20])
@@ -53,13 +54,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--letters", type=int, default=1000000, help="of each play, at most")
     parser.add_argument("--tests", type=int, default=6)
+    parser.add_argument("--novels", type=Path, default=NOVELS, help="folder of janeaustenr")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--state", type=Path, help="file to go on from after a break")
     given = parser.parse_args()
 
     import copy
-
-    from share_smollm2 import judges, opened
 
     import eadem
     from eadem._share import matrices
@@ -68,7 +68,7 @@ def main() -> None:
     from eadem._share.samples import own_samples
 
     model, tokenizer = opened()
-    _, judged = judges(model, tokenizer, 24, given.tests)
+    _, judged = judges(model, tokenizer, 24, given.tests, given.novels)
     batches = reading(tokenizer, given.length, given.batch, given.letters)
     original = copy.deepcopy(model) if given.what == "shared" else model
     if given.what == "shared":

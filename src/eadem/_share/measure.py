@@ -54,6 +54,8 @@ def operations(found: Sequence[Matrix], plan: Plan) -> tuple[int, int]:
             rows, columns = m.shape
             if e.method == "factored":
                 work[m.site] = e.rank * (rows + columns - e.rank) * m.uses
+            elif e.rank:
+                work[m.site] += e.rank * (rows + columns) * m.uses
         free += kept_by(e, group)
     return free + sum(alone.values()), sum(work.values())
 

@@ -29,6 +29,7 @@ from eadem.maps.algebra import Added
 from eadem.maps.base import Map, Shape, numel
 from eadem.maps.factored import Product
 from eadem.maps.index import Index, IndexMap
+from eadem.maps.near_product import NearProduct
 from eadem.maps.view import Same, Viewed, ViewMap
 
 __all__ = [
@@ -234,7 +235,7 @@ class Link:
         self.sources, self.shape = sources, shape
         self.like: Tensor | None = None
         #: (θ, x, bias) ↦ x·Wᵀ + bias, where the site's layer multiplies by factors
-        self.factors: Product | None = None
+        self.factors: Product | NearProduct | None = None
         #: what the product keeps of θ: its address, its length, the factors
         #: there, and whether other layers may have the first half of it
         self.held: tuple[int, int, Any, bool, Any] = NOTHING

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, is_grad_enabled, nn, strided
 from torch.compiler import is_compiling
 from torch.nn import Parameter
 
+from eadem._plan.plan import Expression
 from eadem.bind.forward import Forward, running, version_of
 from eadem.bind.group import LINKS, NOTHING, Link
+from eadem.maps.base import Shape, numel
 from eadem.maps.factored import multiplied, picked, product, spread
+from eadem.maps.near_product import NearProduct, Term, near_product
 from eadem.maps.one_row import OneRow, compiled
+from eadem.maps.remainder import Factors
 
 __all__ = ["multiplies", "multiply", "prepare"]
 
@@ -33,9 +39,53 @@ def _transposed(base: type[nn.Module]) -> bool | None:
 
 def _found(base: type[nn.Module], link: Link) -> Any:
     transposed = _transposed(base)
-    if transposed is None or len(link.sources) != 1:
+    if transposed is None:
         return None
-    return product(link.sources[0][2].source, link.expression.outer, transposed)
+    if len(link.sources) == 1:
+        found = product(link.sources[0][2].source, link.expression.outer, transposed)
+        if found is not None:
+            return found
+    owners = zip(link.expression.owners, link.sources, strict=True)
+    if is_compiling() or not any(k == link.key and _loose(s) for k, s in owners):
+        return None
+    if link.expression not in _near:
+        _near[link.expression] = _nearly(link, transposed)
+    return _near[link.expression]
+
+
+#: What was found of sites that are shared but for a remainder: to try it takes a while.
+_near: WeakKeyDictionary[Expression, NearProduct | None] = WeakKeyDictionary()
+
+
+def _loose(source: tuple[nn.Module, str, Any]) -> bool:
+    return isinstance(source[2].own, Factors)
+
+
+def _nearly(link: Link, transposed: bool) -> NearProduct | None:
+    """The product of a site that is another matrix but for its own remainder of low rank."""
+    names, owners = link.expression.owners, [s[2] for s in link.sources]
+    mine = names.index(link.key)
+    rest = owners[mine].own
+    assert rest is not None
+    base = link.expression.base
+    if base is None and owners[mine].joint:
+        other = mine
+    elif base is not None and len(base.owners) == 1 and base.owners[0] in names:
+        other = names.index(base.owners[0])
+    else:
+        return None
+    plain = owners[other].base if owners[other].joint else owners[other]
+    if plain is None or len(link.shape) != 2:
+        return None
+    size = rest.in_shape[0] * rest.in_shape[1]
+    own = Term(mine, numel(owners[mine].shape) - size, rest.in_shape)
+
+    def value(thetas: Sequence[Tensor]) -> Tensor:
+        return link.of([Parameter(t, requires_grad=False) for t in thetas])
+
+    shapes = [o.shape for o in owners]
+    shared, outer = Term(other, 0, plain.shape), link.expression.outer
+    return near_product(shapes, shared, own, outer, value, transposed)
 
 
 def multiplies(base: type[nn.Module], attr: str, link: Link) -> bool:
@@ -66,10 +116,13 @@ def multiply(self: Any, x: Tensor) -> Tensor:
         return _slowly(self, link, theta, x)
     place, size, factors, common, one = link.held
     if place != theta.data_ptr() or size != theta.numel() or not theta.is_contiguous():
-        if link.factors is None or theta.shape != owner.shape or not theta.is_contiguous():
+        made = link.factors
+        if made is None or isinstance(made, NearProduct):
             return _slowly(self, link, theta, x)
-        factors = link.factors.held(theta)
-        common = link.factors.common
+        if theta.shape != owner.shape or not theta.is_contiguous():
+            return _slowly(self, link, theta, x)
+        factors = made.held(theta)
+        common = made.common
         one = compiled(factors)
         link.held = theta.data_ptr(), theta.numel(), factors, common, one
     bias = own.get("bias", link)
@@ -103,16 +156,22 @@ def _once(now: Forward, factors: Any, one: OneRow | None, theta: Tensor, x: Tens
 
 def _slowly(self: Any, link: Link, theta: Any, x: Tensor) -> Tensor:
     base = type(self)._eadem_class[0]
-    owner = link.sources[0][2]
     if link.factors is None:  # it has been pickled
         prepare(base, link)
+    found: Tensor
     if (
-        type(theta) is not Parameter
-        or theta.shape != owner.shape
+        link.factors is None
         or x.layout is not strided
         or (not is_compiling() and _tracing())  # nothing that torch.compile may ask
+        or not all(_plain(m._parameters.get(a), o.shape) for m, a, o in link.sources)
     ):
-        whole: Tensor = base.forward(self, x)
-        return whole
-    value: Tensor = link.factors(theta, x, self.bias)  # type: ignore[misc]
-    return value
+        found = base.forward(self, x)
+    elif isinstance(link.factors, NearProduct):
+        found = link.factors(link.parameters(), x, self.bias)
+    else:
+        found = link.factors(theta, x, self.bias)
+    return found
+
+
+def _plain(theta: Any, shape: Shape) -> bool:
+    return type(theta) is Parameter and theta.shape == shape
