@@ -8,10 +8,9 @@ time in which as many bytes as θ has are read (their sum). A copy of half the b
 those and writes them, is shown beside it: a core may write at the same time as it reads, and
 then no product that only reads can be as fast. What a layer takes beside its reading is the
 same whatever its size, and a dense layer of torch takes some of it too, which has its own row;
-one block of the shapes of Llama-3.2-1B shows how it is lost in larger layers. All this is on
-one thread, where a token takes one compiled call a layer (numba); on several, torch's products
-share the reading among them, and what they take as calls weighs the more: their rows come
-beside. Queries, keys and values that have one basis are measured against layers that each
+one block of the shapes of Llama-3.2-1B shows how it is lost in larger layers. A token takes one
+compiled call a layer (numba), whose work torch's threads divide. On two of them the reading
+takes half as long, and what a layer takes beside it as long as ever. Queries, keys and values that have one basis are measured against layers that each
 multiply by it. The rows without a limit say how the factors compare with the dense layers, and
 how many bytes stay resident.
 """
@@ -210,6 +209,13 @@ def _several(threads: str) -> list[Row]:
         found.append(row(f"factors, {TOKENS} tokens, {threads}", against, ratio, LIMIT))
         ratio = paired(_through(held.tied, 1), read(held.tied), 7, pairs=4, calls=1, warmup=1)
         what = f"factors, 1 token, {threads}"
+        found.append(row(what, "a sum of as many bytes", ratio, LIMIT))
+        dense = _through(held.dense, 1), read(held.dense)
+        ratio = paired(*dense, 7, pairs=4, calls=1, warmup=1)
+        found.append(row(f"dense layers, 1 token, {threads}", "a sum of as many bytes", ratio))
+        large = layers(LARGE, 1)
+        ratio = paired(_through(large.tied, 1), read(large.tied), 7, pairs=4, calls=1, warmup=1)
+        what = f"factors, 1 token, shapes of Llama-3.2-1B, {threads}"
         found.append(row(what, "a sum of as many bytes", ratio, LIMIT))
     return found
 

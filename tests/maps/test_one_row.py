@@ -1,5 +1,6 @@
-"""One row through the factors, compiled: the same as torch's products, or not at all."""
+"""Rows through the factors, compiled: the same as torch's products, or not at all."""
 
+import concurrent.futures
 import copy
 import os
 import pickle
@@ -17,18 +18,18 @@ from torch.utils.flop_counter import FlopCounterMode
 import eadem
 from eadem import Block, Factored, Transpose
 from eadem.bind.group import LINKS
-from eadem.maps import one_row
+from eadem.maps import one_row, pool
 from eadem.maps.factored import multiplied
 
 pytest.importorskip("numba")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(autouse=True, params=[1, 2, 5], ids=["1 thread", "2 threads", "5 threads"])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
 
 
 def layer(phi, outputs=40, inputs=27, bias=True):
@@ -50,7 +51,11 @@ MAPS = {
 
 
 def held(model):
-    return model[0].__dict__[LINKS]["weight"].held
+    return held_of(model[0])
+
+
+def held_of(module):
+    return module.__dict__[LINKS]["weight"].held
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -73,7 +78,69 @@ def test_it_is_what_torch_multiplies(name, bias, shape):
         )
 
 
-def test_layers_with_one_basis_multiply_by_it_once(monkeypatch):
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(8, 27), (700, 27), (3, 5, 27), (1, 3, 3, 27)])
+def test_of_many_rows_it_picks_and_places(name, bias, shape, monkeypatch):
+    model = layer(MAPS[name], bias=bias)
+    real, seen = one_row.OneRow._many, []
+    monkeypatch.setattr(one_row.OneRow, "_many", lambda *a: seen.append(real(*a)) or seen[-1])
+    with torch.no_grad():
+        x = torch.randn(shape)
+        found = model[0](x)
+        assert found is seen[0]
+        wanted = nn.functional.linear(x, model[0].weight, model[0].bias)
+        assert found.shape == wanted.shape
+        assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["columns", "rows"])
+@pytest.mark.parametrize("turned", [True, False])
+@pytest.mark.parametrize("rows", [1, 130])
+def test_wide_layers_are_divided_among_threads(side, turned, rows):
+    phi = Factored(77, side, torch.randperm(200, generator=torch.Generator())[:77].tolist())
+    model = layer(Transpose() @ phi if turned else phi, 301, 211)
+    with torch.no_grad():
+        x = torch.randn(rows, 211)
+        wanted = nn.functional.linear(x, model[0].weight, model[0].bias)
+        found = model[0](x)
+        assert held(model)[-1](x, model[0].bias) is not None
+        assert (found - wanted).norm() < 1e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize("rows", [1, 700])
+def test_where_torch_has_other_threads_it_multiplies(rows, threads, monkeypatch):
+    monkeypatch.setattr(pool, "_calls", lambda: None)
+    pool.table.cache_clear()
+    one_row._pool.cache_clear()
+    try:
+        model = layer(MAPS["columns"])
+        with torch.no_grad():
+            x = torch.randn(rows, 27)
+            found = model[0](x)
+            assert (held(model)[-1](x, model[0].bias) is None) == (threads > 1)
+            assert torch.allclose(found, eadem.twin(model)[0](x), rtol=1e-4, atol=1e-4)
+    finally:
+        pool.table.cache_clear()
+        one_row._pool.cache_clear()
+
+
+def test_two_callers_at_once_do_not_meet():
+    model = layer(MAPS["rows"])
+    inputs = [torch.randn(1 if i % 2 else 600, 27) for i in range(8)]
+    with torch.no_grad():
+        wanted = [model[0](x) for x in inputs]
+
+    def run(x):
+        with torch.no_grad():
+            return [model[0](x) for _ in range(50)]
+
+    with concurrent.futures.ThreadPoolExecutor(4) as workers:
+        for all_of_them, y in zip(workers.map(run, inputs), wanted, strict=True):
+            assert all(torch.equal(found, y) for found in all_of_them)
+
+
+def test_layers_with_one_basis_multiply_by_it_once(monkeypatch, threads):
     class Three(nn.Module):
         def __init__(self):
             super().__init__()
@@ -95,6 +162,7 @@ def test_layers_with_one_basis_multiply_by_it_once(monkeypatch):
         for got, expected in zip(model(x), eadem.twin(model)(x), strict=True):
             assert torch.allclose(got, expected, rtol=1e-4, atol=1e-4)
         assert len(halves) == 1
+        assert (real(held_of(model.parts[0])[-1], x) is None) == (threads > 1)
         assert all(
             y.shape == (2, n) for y, n in zip(model(x.expand(2, -1)), (8, 5, 11), strict=True)
         )
@@ -220,7 +288,7 @@ def test_factors_that_change_their_steps_are_followed():
             assert torch.allclose(model[0](x), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_it_stands_back_for_who_watches_and_for_threads():
+def test_it_stands_back_for_who_watches():
     model = layer(MAPS["rows"])
     x = torch.randn(1, 27)
     with torch.no_grad():
@@ -236,8 +304,6 @@ def test_it_stands_back_for_who_watches_and_for_threads():
         y = torch.randn(1, 27)
         next(model.parameters()).mul_(1.5)
         assert torch.allclose(traced(y), model[0](y), rtol=1e-4, atol=1e-4)
-        torch.set_num_threads(2)
-        assert one(x, None) is None
 
 
 def test_values_that_move_are_followed():

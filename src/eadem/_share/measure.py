@@ -121,15 +121,15 @@ def cache_bytes(model: nn.Module) -> int | None:
 def speeds(
     models: Sequence[nn.Module], ids: Tensor, *, rounds: int = 3, decode: int = 8
 ) -> list[dict[str, float]]:
-    """Tokens a second of processor time, of several models in turn: reading `ids` at once,
+    """Tokens a second of wall time, of several models in turn: reading `ids` at once,
     and writing one token after another with the cache (NaN where a model has none).
     """
     seen: list[dict[str, list[float]]] = [{"read": [], "write": []} for _ in models]
     for _ in range(rounds):
         for model, times in zip(models, seen, strict=True):
-            start = time.process_time()
+            start = time.perf_counter()
             model(input_ids=ids)
-            times["read"].append(ids.numel() / (time.process_time() - start))
+            times["read"].append(ids.numel() / (time.perf_counter() - start))
             times["write"].append(_writing(model, ids[:1, :16], decode))
     return [{k: statistics.median(v) for k, v in times.items()} for times in seen]
 
@@ -141,9 +141,9 @@ def _writing(model: Any, ids: Tensor, steps: int) -> float:
     cache = getattr(found, "past_key_values", None)
     if cache is None or getattr(model.config, "is_encoder_decoder", False):
         return float("nan")
-    start = time.process_time()
+    start = time.perf_counter()
     for _ in range(steps):
         word = found.logits[:, -1:].argmax(-1)
         found = model(input_ids=word, past_key_values=cache, use_cache=True)
         cache = found.past_key_values
-    return steps / (time.process_time() - start)
+    return steps / (time.perf_counter() - start)

@@ -1,8 +1,10 @@
-"""One row through the factors of a matrix: what a model does that writes token after token.
+"""Rows through the factors of a matrix, with what numba compiles (`_row_kernels`).
 
-There the time is that of reading the factors, and what two products, a pick and a placing cost
-as calls of their own is a good part of it. Compiled (`_row_kernels`, with numba), they are one
-call. Where numba is missing, `compiled` gives None and torch multiplies.
+One row is what a model takes that writes token after token. There the time is that of reading
+the factors, and what two products, a pick and a placing cost as calls of their own is a good
+part of it: they are one call here. Of many rows torch computes the products, and the pick or
+the placing is compiled, for which torch has no fast way, and none that uses several threads.
+Where numba is missing, `compiled` gives None and torch does it all.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
+from eadem.maps import pool
+
 __all__ = ["OneRow", "compiled"]
 
 _threads = torch.get_num_threads
@@ -24,6 +28,8 @@ _modes = torch._C._len_torch_dispatch_stack
 _functions = torch._C._len_torch_function_stack
 _included = torch._C._dispatch_tls_is_dispatch_key_included
 _BEFORE = torch._C.DispatchKey.PreDispatch
+#: So many rows are many; and with so many numbers a pick is divided among threads.
+_MANY, _WIDE = 8, 16384
 
 
 @functools.cache
@@ -45,14 +51,27 @@ def _operand(m: Tensor) -> tuple[int, bool, int] | None:
 
 
 class OneRow:
-    """(x, bias) ↦ what `multiplied` gives of the same factors, for an x of one row; None for
-    an x, or at a time, that this is not for.
+    """(x, bias) ↦ what `multiplied` gives of the same factors, for an x of one row or of many;
+    None for an x, or at a time, that this is not for.
 
     A product that picks its pivots has two steps, as `picked` and `spread`; `half` is the
-    first. The addresses are those of `held`, which must stay where it is.
+    first, for one row. The addresses are those of `held`, which must stay where it is.
     """
 
-    __slots__ = ("_half", "_inner", "_outputs", "_rest", "_run", "_shapes", "_table", "_where")
+    __slots__ = (
+        "_factors",
+        "_inner",
+        "_kernels",
+        "_lists",
+        "_order",
+        "_outputs",
+        "_picks",
+        "_run",
+        "_shapes",
+        "_table",
+        "_where",
+        "_width",
+    )
 
     def __init__(self, held: Sequence[Tensor], operands: Sequence[Any], kernels: Any) -> None:
         c, t = held[0], held[1]
@@ -62,8 +81,12 @@ class OneRow:
         places = [p.data_ptr() for p in held[2:]]
         self._table = np.array([r, k, n, *operands[0], *operands[1], *places], dtype=np.uint64)
         self._where = self._table.ctypes.data
+        lists = [r, k, *places] if picks else [r + k, 0, places[0], places[0]]
+        self._lists = np.array(lists, dtype=np.uint64)
+        self._order = self._lists.ctypes.data
+        self._factors, self._picks, self._width = (c, t), picks, inputs
+        self._kernels = kernels
         self._run = kernels.whole if picks else kernels.scattered
-        self._half, self._rest = kernels.picked, kernels.onward
         self._inner, self._outputs = (1, r), (outputs,)
         self._shapes = {(*ones, inputs): (*ones, outputs) for ones in ((), (1,), (1, 1))}
 
@@ -71,34 +94,82 @@ class OneRow:
         self, x: Tensor, bias: Tensor | None, inner: Tensor | None = None
     ) -> Tensor | None:
         """x·Wᵀ + bias; with `inner`, what `half` gives for this x, only the rest of it."""
-        run, given = (self._run, x) if inner is None else (self._rest, inner)
-        if not _plain(given):
-            return None
-        shape = self._shapes.get(x.shape)
-        if shape is None:
+        if not _plain(x if inner is None else inner):
             return None
         place = 0
         if bias is not None:
             if bias.shape != self._outputs or not _plain_bias(bias):
                 return None
             place = bias.data_ptr()
+        shape = self._shapes.get(x.shape)
+        if shape is None:
+            return self._many(x, bias) if inner is None else None
+        threads = _threads()
+        if inner is not None:
+            if threads > 1:
+                return None
+            y = x.new_empty(shape)
+            self._kernels.onward(inner.data_ptr(), y.data_ptr(), place, self._where)
+            return y
+        where = 0 if threads == 1 else _pool(threads, self._kernels)
+        if where is None:
+            return None
         y = x.new_empty(shape)
-        run(given.data_ptr(), y.data_ptr(), place, self._where)
+        self._run(x.data_ptr(), y.data_ptr(), place, self._where, where)
         return y
 
     def half(self, x: Tensor) -> Tensor | None:
         """The first half, (1, r)."""
-        if not _plain(x) or x.shape not in self._shapes:
+        if not _plain(x) or x.shape not in self._shapes or _threads() > 1:
             return None
         y = x.new_empty(self._inner)
-        self._half(x.data_ptr(), y.data_ptr(), 0, self._where)
+        self._kernels.picked(x.data_ptr(), y.data_ptr(), 0, self._where)
         return y
+
+    def _many(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        """Many rows: the products by torch."""
+        if x.dim() < 2 or x.shape[-1] != self._width or x.numel() < _MANY * self._width:
+            return None
+        flat = x if x.dim() == 2 else x.view(-1, self._width)
+        c, t = self._factors
+        if self._picks:
+            both = self._gathered(flat)
+            if both is None:
+                return None
+            r = t.shape[1]
+            inner = both[:, :r].addmm_(both[:, r:], t)
+            found = inner.mm(c) if bias is None else torch.addmm(bias, inner, c)
+        else:
+            r = c.shape[1]
+            both = x.new_empty(flat.shape[0], self._outputs[0])
+            torch.mm(torch.mm(flat, c, out=both[:, :r]), t, out=both[:, r:])
+            placed = self._gathered(both)
+            if placed is None:
+                return None
+            found = placed if bias is None else placed.add_(bias)
+        return found if x.dim() == 2 else found.view(*x.shape[:-1], self._outputs[0])
+
+    def _gathered(self, rows: Tensor) -> Tensor | None:
+        """The rows with their numbers in the order of the lists."""
+        threads = _threads() if rows.numel() > _WIDE else 1
+        where = 0 if threads == 1 else _pool(threads, self._kernels)
+        if where is None:
+            return None
+        found = torch.empty_like(rows)
+        gather = self._kernels.gathered
+        gather(rows.data_ptr(), found.data_ptr(), rows.shape[0], self._order, where)
+        return found
+
+
+@functools.cache
+def _pool(threads: int, kernels: Any) -> int | None:
+    """The address of the table of so many threads; None where torch's cannot be used."""
+    found = pool.table(threads, kernels.WORKERS)
+    return None if found is None else int(found.ctypes.data)
 
 
 def _plain(x: Tensor) -> bool:
-    """Whether this is nothing but float32 in memory, and nobody watches what is called; and
-    whether torch has no more threads than these loops, which have one.
-    """
+    """Whether this is nothing but float32 in memory, and nobody watches what is called."""
     return (
         type(x) is Tensor
         and x.dtype is torch.float32
@@ -107,7 +178,6 @@ def _plain(x: Tensor) -> bool:
         and x.is_contiguous()
         and not x.is_neg()
         and x.data_ptr() != 0  # of zeros that have no memory, and of what wraps another
-        and _threads() == 1
         and not _modes()
         and not _functions()
         and not _included(_BEFORE)
