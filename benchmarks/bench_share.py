@@ -10,9 +10,9 @@ then no product that only reads can be as fast. What a layer takes beside its re
 same whatever its size, and a dense layer of torch takes some of it too, which has its own row;
 one block of the shapes of Llama-3.2-1B shows how it is lost in larger layers. A token takes one
 compiled call a layer (numba), whose work torch's threads divide. On two of them the reading
-takes half as long, and what a layer takes beside it as long as ever. Queries, keys and values that have one basis are measured against layers that each
-multiply by it. The rows without a limit say how the factors compare with the dense layers, and
-how many bytes stay resident.
+takes half as long, and what a layer takes beside it as long as ever. Queries, keys and values
+that have one basis are measured against layers that each multiply by it. The rows without a
+limit say how the factors compare with the dense layers, and how many bytes stay resident.
 """
 
 from __future__ import annotations
