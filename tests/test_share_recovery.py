@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 
 import eadem
 from eadem._share import own_samples, recover
-from eadem._share.coordinates import Coordinates, balanced, lowered
+from eadem._share.coordinates import Coordinates, _Layer, balanced, lowered
 from eadem._share.divergence import IGNORED, apart
 from eadem._share.loss import predicted
 from eadem._share.recover import _aimed, _ordered, plain_attention
@@ -90,6 +90,39 @@ def test_the_twin_is_the_model_and_the_values_come_back_as_theta(kind):
         assert not torch.allclose(moved, want, atol=2e-2)
         found.write()
         assert torch.allclose(logits(model, x), moved, atol=2e-3)
+
+
+def test_a_layer_multiplies_by_whichever_takes_fewer_operations_to_the_same_end():
+    model = tiny("llama")
+    eadem.share(model, 0.6, ids(), **FEW)
+    found = Coordinates(model)
+    layers = [m for m in found.place().modules() if isinstance(m, _Layer)]
+    assert layers
+    for layer in layers:
+        one = layer._one[0]
+        rows, rank, columns = *one.p.shape, one.q.shape[1]
+        enough = rank * rows * columns // max(rank * (rows + columns) - rows * columns, 1) + 1
+        for tokens in (1, 2 * enough):
+            x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(0))
+            got, want = layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias)
+            assert torch.allclose(got, want, atol=1e-5)
+            both = (y.square().sum() for y in (got, want))
+            slopes = [torch.autograd.grad(y, (one.p, one.q)) for y in both]
+            for slope, asked in zip(*slopes, strict=True):
+                assert torch.allclose(slope, asked, rtol=1e-3, atol=1e-4 * float(asked.norm()))
+
+
+def test_a_layer_with_a_hook_keeps_it():
+    model = tiny("llama")
+    eadem.share(model, 0.6, ids(), **FEW)
+    seen = []
+    name = next(s for t in eadem.ties(model) for s in t.sites).removesuffix(".weight")
+    model.get_submodule(name).register_forward_hook(lambda *_: seen.append(1))
+    found = Coordinates(model)
+    with torch.no_grad():
+        logits(found.place(), ids(5, 2, 8))
+    assert seen
+    assert not isinstance(found.twin.get_submodule(name), _Layer)
 
 
 def test_a_group_of_matrices_and_other_ties_are_trained_and_the_embedding_is_not():

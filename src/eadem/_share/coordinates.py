@@ -9,8 +9,9 @@ trained instead:
 
 U and V have orthonormal columns, so that dP and dQ move W by what they are themselves, along
 the tangent space of the matrices of this rank. (What scaled gradient descent, Tong, Ma & Chi
-2021, reaches by preconditioning, to first order, and at no cost in a step.) W is multiplied
-out once a step, for all tokens of the batch.
+2021, reaches by preconditioning, to first order, and at no cost in a step.) A linear layer
+that takes all of W multiplies by Q and P, or W is multiplied out once a step for all tokens of
+the batch, whichever takes fewer operations.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eadem._share.families import transposed
@@ -76,11 +78,47 @@ class _Product:
                 value = phi.expand(value)
             yield site, value
 
+    def whole_at(self, model: nn.Module) -> bool:
+        """Whether every site is the whole matrix, as the weight of a linear layer."""
+        return all(
+            not outer
+            and site.endswith(".weight")
+            and _bare(model.get_submodule(site.removesuffix(".weight")))
+            for site, outer in self.sites
+        )
+
     def write(self) -> None:
         """θ of the matrix as it is now."""
         p, q, s = self.p.double(), self.q.double(), self.s.double()[:, None]
         pair = (p, q / s) if self.phi.side == "columns" else (p / s.mT, q)
         self.theta.copy_(self.phi.factors(*pair).to(self.theta))
+
+
+class _Layer(nn.Module):
+    """A linear layer whose weight is a product, of parameters that stand elsewhere."""
+
+    def __init__(self, one: _Product, bias: Tensor | None) -> None:
+        super().__init__()
+        self._one = (one, bias)  # no parameters of this module
+
+    @property
+    def weight(self) -> Tensor:
+        one = self._one[0]
+        return one.p @ (one.q / one.s[:, None])
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self._one[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, bias = self._one
+        rows, rank = one.p.shape
+        columns = one.q.shape[1]
+        tokens = x.numel() // columns
+        if tokens * rank * (rows + columns) > (tokens + rank) * rows * columns:
+            return F.linear(x, self.weight, bias)
+        inner = F.linear(x, one.q)
+        return F.linear(inner / one.s.to(inner.dtype), one.p, bias)
 
 
 class Coordinates:
@@ -107,6 +145,15 @@ class Coordinates:
                 self._sites.update(dict.fromkeys(site for site, _ in sites))
             else:
                 self._products.append(found)
+        self._placed: list[_Product] = []
+        for one in self._products:
+            if one.whole_at(self.twin):
+                for site, _ in one.sites:
+                    layer = self.twin.get_submodule(site.removesuffix(".weight"))
+                    new = _Layer(one, layer.bias)
+                    self.twin.set_submodule(site.removesuffix(".weight"), new)
+            else:
+                self._placed.append(one)
         with torch.no_grad():
             self.place()
 
@@ -123,7 +170,7 @@ class Coordinates:
 
     def place(self) -> nn.Module:
         """The twin with the sites' present values, which gradients go back from."""
-        for one in self._products:
+        for one in self._placed:
             for site, value in one.values():
                 _put(self.twin, site, value)
         for site in self._sites:
@@ -176,7 +223,15 @@ def _product(
     if tuple(theta.shape) != first.in_shape:
         return None
     p, s, q = balanced(first, theta)
+    exact, s = s, s.to(torch.bfloat16).to(s)  # a scale to divide by in any format
+    q = q * (s / exact)[:, None]
     return _Product(theta, first, nn.Parameter(p), s, nn.Parameter(q), tuple(parts))
+
+
+def _bare(module: nn.Module) -> bool:
+    """Whether this is a linear layer and nothing more: no hooks, no forward of its own."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    return type(module) is nn.Linear and not any(hooks) and "forward" not in vars(module)
 
 
 def _kind(phi: Factored) -> tuple[tuple[int, ...], int, str]:

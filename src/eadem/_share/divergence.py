@@ -15,8 +15,8 @@ __all__ = ["IGNORED", "apart"]
 
 #: The label of a token that the loss leaves out.
 IGNORED = -100
-#: Numbers of logits in float32 at a time.
-ROOM = 1 << 22
+#: Numbers of logits in float32 at a time: few enough to stay in a cache.
+ROOM = 1 << 19
 
 
 def apart(given: Tensor, wanted: Tensor | None, labels: Tensor, text: float = 0.0) -> Tensor:
@@ -44,23 +44,27 @@ class _Apart(torch.autograd.Function):
         count = max(int((labels != IGNORED).sum()), 1)
         grad = torch.empty_like(given)
         total = torch.zeros((), dtype=torch.float64, device=given.device)
-        rows = max(1, ROOM // given.shape[1])
+        rows = min(max(1, ROOM // given.shape[1]), len(labels))
+        buffers = 1 if wanted is None or text == 1 else 3
+        room = given.new_empty((buffers, rows, given.shape[1]), dtype=torch.float32)
         for at in range(0, len(labels), rows):
             end = at + rows
             label = labels[at:end]
             live = label != IGNORED
-            p = torch.log_softmax(given[at:end].float(), -1)
+            p = _log_softmax(given[at:end], room[0])
             place = label.clamp(min=0)[:, None]
             loss = -text * p.gather(1, place)[:, 0]
-            goal = torch.zeros_like(p)
-            if text < 1 and wanted is not None:
-                q = torch.log_softmax(wanted[at:end].float(), -1)
-                goal = q.exp().mul_(1 - text)
-                loss += torch.linalg.vecdot(goal, q.sub_(p))
-            goal.scatter_add_(1, place, torch.full_like(loss, text)[:, None])
-            total += loss[live].double().sum()
             weight = live.to(p.dtype)[:, None] / count
-            grad[at:end] = p.exp_().sub_(goal).mul_(weight)
+            if text < 1 and wanted is not None:
+                q = _log_softmax(wanted[at:end], room[1])
+                goal = torch.exp(q, out=room[2][: len(q)])
+                loss += torch.linalg.vecdot(goal, q.sub_(p)).mul_(1 - text)
+                p.exp_().sub_(goal, alpha=1 - text)
+            else:
+                p.exp_()
+            p.scatter_add_(1, place, torch.full_like(place, -text, dtype=p.dtype))
+            total += loss[live].double().sum()
+            grad[at:end] = p.mul_(weight)
         ctx.save_for_backward(grad)
         return (total / count).float()
 
@@ -68,3 +72,9 @@ class _Apart(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = ctx.saved_tensors
         return grad * grads[0].to(grad.dtype), None, None, None
+
+
+def _log_softmax(logits: Tensor, room: Tensor) -> Tensor:
+    """Of each row, in float32, written into as many rows of `room`."""
+    out = room[: len(logits)].copy_(logits)
+    return out.sub_(out.logsumexp(1, keepdim=True))
