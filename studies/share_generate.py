@@ -1,8 +1,8 @@
 """Text that a shared SmolLM2-135M writes: with its cache, without, and in a batch.
 
 θ comes from `python studies/share_smollm2.py --work FOLDER`. Each beginning is continued
-greedily by itself with the cache of keys and values, by itself without it, in one batch with the
-others (padded on the left), and in that batch by the dense weights that the factors make
+greedily by itself with the cache of keys and values, by itself without it, in one batch with
+the others (padded on the left), and in that batch by the dense weights that the factors make
 (`eadem.expanded`). All must be the same tokens.
 
     python studies/share_generate.py FOLDER [--keep 0.8] [--tokens 24]

@@ -52,7 +52,7 @@ LINKS = "_eadem_sites"
 #: Key in a module's `__dict__` for the order its parameters had before any tie.
 ORDER = "_eadem_order"
 #: What a product keeps of a parameter that it has not met.
-NOTHING: tuple[int, int, Any, bool, Any] = (-1, -1, None, False, None)
+NOTHING: tuple[int, int, Any, bool, Any, str | None] = (-1, -1, None, False, None, None)
 #: How many refusals a group remembers.
 REFUSALS = 3
 
@@ -236,9 +236,9 @@ class Link:
         self.like: Tensor | None = None
         #: (θ, x, bias) ↦ x·Wᵀ + bias, where the site's layer multiplies by factors
         self.factors: Product | NearProduct | None = None
-        #: what the product keeps of θ: its address, its length, the factors
-        #: there, and whether other layers may have the first half of it
-        self.held: tuple[int, int, Any, bool, Any] = NOTHING
+        #: what the product keeps of θ: its address, its length, the factors there, whether
+        #: other layers may have the first half of it, one row's, its name in this module
+        self.held: tuple[int, int, Any, bool, Any, str | None] = NOTHING
         self.ready()
 
     def ready(self) -> None:

@@ -104,27 +104,33 @@ def multiply(self: Any, x: Tensor) -> Tensor:
 
     Without gradients the factors, views of θ, and the places of the pivots are kept for as
     long as θ lies where it is. Between products over weights that no cache holds, Python is
-    slow, and all this is written out for a single token's sake.
+    slow: each object of this layer alone is as far away as its weights are. All this is
+    written out, and looks at few of them, for a single token's sake.
     """
     link: Link = self.__dict__[LINKS]["weight"]
-    module, attr, owner = link.sources[0]
-    theta = module._parameters.get(attr)
     own = self._parameters
+    place, size, factors, common, one, attr = link.held
+    if attr is None:  # nothing is held yet, or θ is another module's
+        module, name, _ = link.sources[0]
+        theta = module._parameters.get(name)
+    else:
+        theta = own.get(attr)
     if is_grad_enabled() or is_compiling() or _any_autocast() or _transforms() is not None:
         return _slowly(self, link, theta, x)
     if type(theta) is not Parameter or x.layout is not strided or _tracing():
         return _slowly(self, link, theta, x)
-    place, size, factors, common, one = link.held
     if place != theta.data_ptr() or size != theta.numel() or not theta.is_contiguous():
         made = link.factors
         if made is None or isinstance(made, NearProduct):
             return _slowly(self, link, theta, x)
+        module, name, owner = link.sources[0]
         if theta.shape != owner.shape or not theta.is_contiguous():
             return _slowly(self, link, theta, x)
         factors = made.held(theta)
         common = made.common
         one = compiled(factors)
-        link.held = theta.data_ptr(), theta.numel(), factors, common, one
+        attr = name if module is self else None
+        link.held = theta.data_ptr(), theta.numel(), factors, common, one, attr
     bias = own.get("bias", link)
     if bias is link:  # it is tied itself
         bias = self.bias

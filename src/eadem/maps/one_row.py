@@ -30,6 +30,8 @@ _included = torch._C._dispatch_tls_is_dispatch_key_included
 _BEFORE = torch._C.DispatchKey.PreDispatch
 #: So many rows are many; and with so many numbers a pick is divided among threads.
 _MANY, _WIDE = 8, 16384
+#: What stands before the length of one row in its shape, by the number of dimensions.
+_ONES: tuple[tuple[int, ...], ...] = ((), (), (1,), (1, 1))
 
 
 @functools.cache
@@ -67,7 +69,6 @@ class OneRow:
         "_outputs",
         "_picks",
         "_run",
-        "_shapes",
         "_table",
         "_where",
         "_width",
@@ -88,7 +89,6 @@ class OneRow:
         self._kernels = kernels
         self._run = kernels.whole if picks else kernels.scattered
         self._inner, self._outputs = (1, r), (outputs,)
-        self._shapes = {(*ones, inputs): (*ones, outputs) for ones in ((), (1,), (1, 1))}
 
     def __call__(
         self, x: Tensor, bias: Tensor | None, inner: Tensor | None = None
@@ -101,30 +101,33 @@ class OneRow:
             if bias.shape != self._outputs or not _plain_bias(bias):
                 return None
             place = bias.data_ptr()
-        shape = self._shapes.get(x.shape)
-        if shape is None:
+        if not self._alone(x):
             return self._many(x, bias) if inner is None else None
         threads = _threads()
         if inner is not None:
             if threads > 1:
                 return None
-            y = x.new_empty(shape)
+            y = x.new_empty(_ONES[x.dim()] + self._outputs)
             self._kernels.onward(inner.data_ptr(), y.data_ptr(), place, self._where)
             return y
         where = 0 if threads == 1 else _pool(threads, self._kernels)
         if where is None:
             return None
-        y = x.new_empty(shape)
+        y = x.new_empty(_ONES[x.dim()] + self._outputs)
         self._run(x.data_ptr(), y.data_ptr(), place, self._where, where)
         return y
 
     def half(self, x: Tensor) -> Tensor | None:
         """The first half, (1, r)."""
-        if not _plain(x) or x.shape not in self._shapes or _threads() > 1:
+        if not _plain(x) or not self._alone(x) or _threads() > 1:
             return None
         y = x.new_empty(self._inner)
         self._kernels.picked(x.data_ptr(), y.data_ptr(), 0, self._where)
         return y
+
+    def _alone(self, x: Tensor) -> bool:
+        """Whether it is one row, of one, two or three dimensions."""
+        return 0 < x.dim() < 4 and x.numel() == self._width == x.size(-1)
 
     def _many(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
         """Many rows: the products by torch."""
