@@ -99,7 +99,7 @@ def test_a_layer_multiplies_by_whichever_takes_fewer_operations_to_the_same_end(
     layers = [m for m in found.place().modules() if isinstance(m, _Layer)]
     assert layers
     for layer in layers:
-        one = layer._one[0]
+        one = layer._one
         rows, rank, columns = *one.p.shape, one.q.shape[1]
         enough = rank * rows * columns // max(rank * (rows + columns) - rows * columns, 1) + 1
         for tokens in (1, 2 * enough):

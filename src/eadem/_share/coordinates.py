@@ -94,31 +94,31 @@ class _Product:
         self.theta.copy_(self.phi.factors(*pair).to(self.theta))
 
 
-class _Layer(nn.Module):
-    """A linear layer whose weight is a product, of parameters that stand elsewhere."""
+class _Layer(nn.Linear):
+    """The class that a linear layer gets whose weight is a product; see `become`."""
 
-    def __init__(self, one: _Product, bias: Tensor | None) -> None:
-        super().__init__()
-        self._one = (one, bias)  # no parameters of this module
+    _one: _Product
+
+    @staticmethod
+    def become(layer: nn.Module, one: _Product) -> None:
+        """The layer itself, wherever it stands in a model, multiplies by P and Q."""
+        del layer._parameters["weight"]
+        layer.__dict__["_one"] = one
+        layer.__class__ = _Layer
 
     @property
-    def weight(self) -> Tensor:
-        one = self._one[0]
-        return one.p @ (one.q / one.s[:, None])
-
-    @property
-    def bias(self) -> Tensor | None:
-        return self._one[1]
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self._one.p @ (self._one.q / self._one.s[:, None])
 
     def forward(self, x: Tensor) -> Tensor:
-        one, bias = self._one
+        one = self._one
         rows, rank = one.p.shape
         columns = one.q.shape[1]
         tokens = x.numel() // columns
         if tokens * rank * (rows + columns) > (tokens + rank) * rows * columns:
-            return F.linear(x, self.weight, bias)
+            return F.linear(x, self.weight, self.bias)
         inner = F.linear(x, one.q)
-        return F.linear(inner / one.s.to(inner.dtype), one.p, bias)
+        return F.linear(inner / one.s.to(inner.dtype), one.p, self.bias)
 
 
 class Coordinates:
@@ -150,8 +150,7 @@ class Coordinates:
             if one.whole_at(self.twin):
                 for site, _ in one.sites:
                     layer = self.twin.get_submodule(site.removesuffix(".weight"))
-                    new = _Layer(one, layer.bias)
-                    self.twin.set_submodule(site.removesuffix(".weight"), new)
+                    _Layer.become(layer, one)
             else:
                 self._placed.append(one)
         with torch.no_grad():
