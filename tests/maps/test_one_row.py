@@ -255,6 +255,26 @@ def test_inputs_that_are_stored_otherwise(change):
         assert model[0](torch._efficientzerotensor((1, 27))).shape == (1, 40)
 
 
+class Own(torch.Tensor):
+    """A tensor of a class of one's own."""
+
+
+def test_tensors_that_wrap_others():
+    model = layer(MAPS["rows"])
+    x = torch.randn(1, 27)
+    with torch.no_grad():
+        want = model[0](x)
+        own = model[0](x.as_subclass(Own))
+        assert type(own) is Own
+        assert torch.allclose(own.as_subclass(torch.Tensor), want, rtol=1e-4, atol=1e-4)
+        wrapped = torch._to_functional_tensor(x)
+        found = model[0](wrapped)
+        assert torch._is_functional_tensor(found)
+        torch._sync(found)
+        inside = torch._from_functional_tensor(found)
+        assert torch.allclose(inside, want, rtol=1e-4, atol=1e-4)
+
+
 def test_tangents_and_graphs_go_through_it():
     model = layer(MAPS["rows"])
     x = torch.randn(1, 27)
