@@ -2,19 +2,23 @@
 
 θ comes from `python studies/share_smollm2.py --work FOLDER`. The shared model is trained on
 plays of Shakespeare that no other figure uses, towards their text, and a part of the steps on
-text that the original wrote itself, towards the original's outputs. The original's own block
-matrices are trained on the same plays, at the same rate, for as many seconds of processor time
-(for the shared model the writing of its samples and all else counts). Both are judged on other
-plays, on Jane Austen's novels and on the documentation strings of Python's standard library,
-which neither has seen.
+text that the original wrote itself, towards the original's outputs.
+The original's own block matrices are trained on the same text, at the same rate, for about as
+many seconds of processor time (for the shared model the writing of its samples counts).
 
-The gap is the shared model's loss less the original's: before, with neither trained (the
-losses of share_smollm2.py); after, with both trained as long. Won back is 1 − after / before;
-asked are a half on the plays and a third on the documentation strings. Rate, parts and lengths
-were fixed before the run, which takes an hour of one core for each of the two.
+Both are judged, before and after, on windows of other plays and of the calibration's plays that
+neither statistics nor training have read, on Jane Austen's novels and on the documentation
+strings of Python's standard library. The gap is the shared model's loss less the original's:
+before, with neither trained; after, with both trained as long. Won back is 1 − after / before;
+asked are a half on the text's own kind and a third on what recovery never saw. Windows are
+drawn with repetition (bootstrap) for the error of each. It takes an hour of one core for each
+of the two.
 
-    python studies/share_recover.py original FOLDER --steps 1900
-    python studies/share_recover.py shared FOLDER --steps 1250 --samples 256 --part 0.2
+    python studies/share_recover.py original FOLDER --steps 1280
+    python studies/share_recover.py shared FOLDER --steps 940 --samples 256
+    python studies/share_recover.py gaps FOLDER
+
+The first two write `original.json` and `shared.json` into FOLDER, which the third reads.
 """
 
 from __future__ import annotations
@@ -28,36 +32,100 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from share_smollm2 import NOVELS, judges, opened, plays
+from share_smollm2 import NOVELS, docstrings, novels, opened, plays
+
+#: Letters from the beginning of a play of the calibration that statistics and judges may read.
+BEGUN = 37000
 
 
-def reading(tokenizer: Any, length: int, size: int, letters: int) -> list[Any]:
-    """Batches of plays that no loss is measured on, at most so many letters of each."""
+def reading(tokenizer: Any, length: int, size: int) -> list[Any]:
+    """Batches of plays that no loss is measured on.
+
+    Twelve plays, and what follows in the eight whose beginnings gave the statistics.
+    """
     from eadem._share import text
 
-    found = "\n".join(p[:letters] for p in plays()[8:20])
+    many = plays()
+    found = "\n".join([*many[8:20], *(p[BEGUN + 3000 :] for p in many[:8])])
     return text.batches(text.windows(text.tokens(found, tokenizer), length), size)
+
+
+def judged(tokenizer: Any, most: int, austen: Path) -> dict[str, Any]:
+    """Windows of 256 tokens that nothing was trained on, by text, each a batch."""
+    import torch
+
+    from eadem._share import text
+
+    def cut(found: list[str]) -> Any:
+        return text.windows(text.tokens("\n".join(found), tokenizer), 256)
+
+    begun = cut([p[:BEGUN] for p in plays()[:8]])
+    read = text.read(begun, None, length=256, most=(24, 8, 8), size=1)
+    taken = torch.cat([b.ids for b in [*read.fit, *read.choose]])
+    found = {
+        "next part": begun[~(begun[:, None] == taken).all(-1).any(-1)],
+        "other plays": cut([p[:9000] for p in plays()[20:]]),
+        "novels": cut([n[3000:20000] for n in novels(austen)]),
+        "docstrings": cut([docstrings()]),
+    }
+    return {name: text.batches(text._spread(each, most), 1) for name, each in found.items()}
+
+
+def losses(model: Any, texts: dict[str, Any]) -> dict[str, list[float]]:
+    """Of each window, by text: nats a token."""
+    from eadem._share.loss import Loss
+
+    return {name: [Loss(model, [b])(model) for b in found] for name, found in texts.items()}
+
+
+def gaps(folder: Path) -> None:
+    """Print what the two runs give: gaps before and after, and what was won back."""
+    import numpy as np
+
+    shared, original = (
+        json.loads((folder / f"{what}.json").read_text()) for what in ("shared", "original")
+    )
+    draw = np.random.default_rng(0)
+    print("| text | original | shared | gap before | gap after | won back | 95 % |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    names = list(shared["after"])
+    for title, read in [*((n, [n]) for n in names), ("plays", names[:2])]:
+        ends = [np.concatenate([one["after"][n] for n in read]) for one in (original, shared)]
+        starts = [
+            np.concatenate([one["before"][n] for n in read]) for one in (original, shared)
+        ]
+        before, after = starts[1] - starts[0], ends[1] - ends[0]
+        drawn = draw.integers(len(after), size=(10000, len(after)))
+        back = 1 - after[drawn].mean(1) / before[drawn].mean(1)
+        low, high = np.quantile(back, [0.025, 0.975])
+        print(
+            f"| {title} | {ends[0].mean():.3f} | {ends[1].mean():.3f} | {before.mean():+.3f} | "
+            f"{after.mean():+.3f} | {1 - after.mean() / before.mean():.0%} | "
+            f"{low:.0%} to {high:.0%} |"
+        )
 
 
 def main() -> None:
     """Train one of the two, and print and write its losses."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["original", "shared"])
+    parser.add_argument("what", choices=["original", "shared", "gaps"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--keep", type=float, default=0.8)
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--rate", type=float, default=1e-4)
+    parser.add_argument("--rate", type=float, default=2e-4)
     parser.add_argument("--text", type=float, default=1.0)
     parser.add_argument("--samples", type=int, default=0, help="windows of its own text")
-    parser.add_argument("--part", type=float, default=1 / 3, help="of the steps: on these")
+    parser.add_argument("--part", type=float, default=0.15, help="of the steps: on these")
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--letters", type=int, default=1000000, help="of each play, at most")
-    parser.add_argument("--tests", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--tests", type=int, default=48, help="windows of each text")
     parser.add_argument("--novels", type=Path, default=NOVELS, help="folder of janeaustenr")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--name", help="of what is written, in place of the first word")
     parser.add_argument("--state", type=Path, help="file to go on from after a break")
     given = parser.parse_args()
+    if given.what == "gaps":
+        gaps(given.folder)
+        return
 
     import copy
 
@@ -68,12 +136,13 @@ def main() -> None:
     from eadem._share.samples import own_samples
 
     model, tokenizer = opened()
-    _, judged = judges(model, tokenizer, 24, given.tests, given.novels)
-    batches = reading(tokenizer, given.length, given.batch, given.letters)
+    texts = judged(tokenizer, given.tests, given.novels)
+    batches = reading(tokenizer, given.length, given.batch)
     original = copy.deepcopy(model) if given.what == "shared" else model
     if given.what == "shared":
         eadem.load(model, given.folder / f"theta-{given.keep:g}.safetensors")
     out: dict[str, Any] = {k: str(v) for k, v in vars(given).items()}
+    out["before"] = losses(model, texts)
 
     def run(one: Any, said: Any) -> list[float]:
         options = {"steps": given.steps, "rate": given.rate, "said": said}
@@ -97,16 +166,14 @@ def main() -> None:
         if step % 10 == 0 or step == total:
             print(step, round(loss, 4), round(time.process_time() - start), flush=True)
 
-    losses = run(model, said)
+    found = run(model, said)
     out["seconds of processor"] = time.process_time() - start
-    out["training losses"] = losses
-    out["after"] = {}
-    for name, judge in judged.items():
-        out["after"][name] = judge(model)
-        print(name, out["after"][name], flush=True)
-    print(json.dumps({k: v for k, v in out.items() if k != "training losses"}, indent=1))
-    if given.out is not None:
-        given.out.write_text(json.dumps(out, indent=1) + "\n")
+    out["training losses"] = found
+    out["after"] = losses(model, texts)
+    print({name: sum(each) / len(each) for name, each in out["after"].items()}, flush=True)
+    name = given.name or given.what
+    eadem.save(model, given.folder / f"{name}.safetensors")
+    (given.folder / f"{name}.json").write_text(json.dumps(out, indent=1) + "\n")
 
 
 if __name__ == "__main__":
