@@ -32,22 +32,30 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from share_smollm2 import NOVELS, docstrings, novels, opened, plays
+from share_smollm2 import NOVELS, docstrings, novels, opened, other_docstrings, plays
 
 #: Letters from the beginning of a play of the calibration that statistics and judges may read.
 BEGUN = 37000
 
 
-def reading(tokenizer: Any, length: int, size: int) -> list[Any]:
+def reading(tokenizer: Any, length: int, size: int, mixed: bool = False) -> list[Any]:
     """Batches of plays that no loss is measured on.
 
-    Twelve plays, and what follows in the eight whose beginnings gave the statistics.
+    Twelve plays, and what follows in the eight whose beginnings gave the statistics. Where
+    `mixed`, with the documentation strings of modules that no loss is measured on.
     """
+    import torch
+
     from eadem._share import text
 
     many = plays()
     found = "\n".join([*many[8:20], *(p[BEGUN + 3000 :] for p in many[:8])])
-    return text.batches(text.windows(text.tokens(found, tokenizer), length), size)
+    ids = text.windows(text.tokens(found, tokenizer), length)
+    if mixed:
+        strings = "\n\n".join(other_docstrings())
+        ids = torch.cat([ids, text.windows(text.tokens(strings, tokenizer), length)])
+        ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))]
+    return text.batches(ids, size)
 
 
 def judged(tokenizer: Any, most: int, austen: Path) -> dict[str, Any]:
@@ -119,6 +127,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--tests", type=int, default=48, help="windows of each text")
+    parser.add_argument("--mixed", action="store_true", help="docstrings beside the plays")
     parser.add_argument("--novels", type=Path, default=NOVELS, help="folder of janeaustenr")
     parser.add_argument("--name", help="of what is written, in place of the first word")
     parser.add_argument("--state", type=Path, help="file to go on from after a break")
@@ -137,7 +146,7 @@ def main() -> None:
 
     model, tokenizer = opened()
     texts = judged(tokenizer, given.tests, given.novels)
-    batches = reading(tokenizer, given.length, given.batch)
+    batches = reading(tokenizer, given.length, given.batch, given.mixed)
     original = copy.deepcopy(model) if given.what == "shared" else model
     if given.what == "shared":
         eadem.load(model, given.folder / f"theta-{given.keep:g}.safetensors")

@@ -83,19 +83,41 @@ def novels(folder: Path) -> list[str]:
     return [found[name] for name in sorted(found)]
 
 
+def _long_docstrings(path: Path) -> list[str]:
+    """Those of a module's source that have more than 200 letters."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            text = ast.get_docstring(node)
+            if text and len(text) > 200:
+                found.append(text)
+    return found
+
+
 def docstrings() -> str:
     """The documentation strings of modules of Python's standard library."""
-    found = []
     root = Path(sysconfig.get_paths()["stdlib"])
+    found = []
     for name in MODULES.split():
         path = root / f"{name}.py"
         path = path if path.is_file() else root / name / "__init__.py"
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                text = ast.get_docstring(node)
-                if text and len(text) > 200:
-                    found.append(text)
+        found += _long_docstrings(path)
     return "\n\n".join(found)
+
+
+def other_docstrings() -> list[str]:
+    """Of other modules, tests left out, and without what shares a line with `docstrings`."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    left_out = {"site-packages", "dist-packages", "test", "tests", *MODULES.split()}
+    judged = {line for line in docstrings().splitlines() if len(line) > 40}
+    found = []
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        if left_out.isdisjoint(parts):
+            found += [
+                text for text in _long_docstrings(path) if judged.isdisjoint(text.splitlines())
+            ]
+    return list(dict.fromkeys(found))
 
 
 def opened() -> tuple[Any, Any]:
@@ -109,9 +131,19 @@ def opened() -> tuple[Any, Any]:
 
 
 def judges(
-    model: Any, tokenizer: Any, count: int, tests: int, austen: Path = NOVELS
+    model: Any,
+    tokenizer: Any,
+    count: int,
+    tests: int,
+    austen: Path = NOVELS,
+    mixed: bool = False,
 ) -> tuple[list[Any], Any]:
-    """The batches that statistics come from, and the losses on four held-out texts."""
+    """The batches that statistics come from, and the losses on four held-out texts.
+
+    Where `mixed`, half of the statistics' windows are of `other_docstrings`.
+    """
+    import torch
+
     from eadem._share import loss, text
 
     many = plays()
@@ -121,7 +153,12 @@ def judges(
     begun = "\n".join(n[3000:12000] for n in novels(austen))
     prose = text.windows(text.tokens(begun, tokenizer), 256)
     code = text.windows(text.tokens(docstrings(), tokenizer), 256)
-    return texts.fit, {
+    fit = texts.fit
+    if mixed:
+        half = text.windows(text.tokens("\n\n".join(other_docstrings()), tokenizer), 256)
+        fit = text.batches(text._spread(torch.cat([b.ids for b in fit]), count // 2), 4)
+        fit += text.batches(text._spread(half, count - count // 2), 4)
+    return fit, {
         "next plays": loss.Loss(model, texts.choose),
         "plays": loss.Loss(model, text.batches(text._spread(other, tests), 4)),
         "novels": loss.Loss(model, text.batches(text._spread(prose, tests), 4)),
@@ -136,6 +173,7 @@ def smollm2(
     work: Path | None,
     names: list[str],
     austen: Path = NOVELS,
+    mixed: bool = False,
 ) -> dict[str, Any]:
     """Held-out losses of every method at every budget; θ of the widest plan into `work`.
 
@@ -147,10 +185,11 @@ def smollm2(
     from eadem._share import allocate, attach, matrices, measure, run, statistics
 
     model, tokenizer = opened()
-    fit, judged = judges(model, tokenizer, count, tests, austen)
+    fit, judged = judges(model, tokenizer, count, tests, austen, mixed)
     found = matrices(model)
     out: dict[str, Any] = {
         "windows": count,
+        "mixed": mixed,
         "tests": tests,
         "weights": sum(m.size for m in found),
         "original": {k: j(model) for k, j in judged.items()},
@@ -266,6 +305,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--tests", type=int, default=12)
     parser.add_argument("--methods", nargs="*", default=[], help="how their names begin")
+    parser.add_argument("--mixed", action="store_true", help="statistics of docstrings, too")
     parser.add_argument("--minilm", action="store_true")
     parser.add_argument("--novels", type=Path, default=NOVELS, help="folder of janeaustenr")
     parser.add_argument("--work", type=Path, help="folder for plans and θ of each budget")
@@ -274,7 +314,7 @@ def main() -> None:
     if given.minilm:
         found = minilm(0.8)
     else:
-        options = given.work, given.methods, given.novels
+        options = given.work, given.methods, given.novels, given.mixed
         found = smollm2(given.keep, given.windows, given.tests, *options)
     print(json.dumps(found, indent=1))
     if given.out is not None:

@@ -13,7 +13,7 @@ from eadem._share import own_samples, recover
 from eadem._share.coordinates import Coordinates, _Layer, balanced, lowered
 from eadem._share.divergence import IGNORED, apart
 from eadem._share.loss import predicted
-from eadem._share.recover import _aimed, _ordered, plain_attention
+from eadem._share.recover import _aimed, _ordered, mixes, plain_attention
 from eadem._share.text import Batch, batches
 from eadem.maps import Factored
 from tiny_transformers import WORDS, ids, logits, tiny
@@ -97,10 +97,10 @@ def test_a_layer_multiplies_by_whichever_takes_fewer_operations_to_the_same_end(
     eadem.share(model, 0.6, ids(), **FEW)
     found = Coordinates(model)
     layers = [m for m in found.place().modules() if isinstance(m, _Layer)]
-    assert layers
+    assert {layer._turned for layer in layers} == {True, False}
     for layer in layers:
         one = layer._one
-        rows, rank, columns = *one.p.shape, one.q.shape[1]
+        (rows, columns), rank = layer.weight.shape, len(one.s)
         enough = rank * rows * columns // max(rank * (rows + columns) - rows * columns, 1) + 1
         for tokens in (1, 2 * enough):
             x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(0))
@@ -110,6 +110,30 @@ def test_a_layer_multiplies_by_whichever_takes_fewer_operations_to_the_same_end(
             slopes = [torch.autograd.grad(y, (one.p, one.q)) for y in both]
             for slope, asked in zip(*slopes, strict=True):
                 assert torch.allclose(slope, asked, rtol=1e-3, atol=1e-4 * float(asked.norm()))
+
+
+def test_no_layer_of_a_product_is_multiplied_out_for_its_side():
+    model = tiny("llama")
+    eadem.share(model, 0.6, ids(), **FEW)
+    found = Coordinates(model)
+    assert found._products
+    assert not found._placed
+    sites = [s for one in found._products for s, _ in one.sites]
+    weights = dict(found.twin.named_parameters())
+    assert not weights.keys() & set(sites)
+    for site in sites:
+        layer = found.twin.get_submodule(site.removesuffix(".weight"))
+        want = model.get_submodule(site.removesuffix(".weight")).weight
+        assert torch.allclose(layer.weight, want, atol=1e-5)
+
+
+def test_products_in_bfloat16_where_the_machine_is_made_for_them(monkeypatch):
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    for able in ((False, False), (True, False), (False, True)):
+        for name, has in zip(names, able, strict=True):
+            monkeypatch.setattr(torch.cpu, name, lambda has=has: has, raising=False)
+        assert mixes(torch.device("cpu")) == any(able)
+    assert mixes(torch.device("cuda"))
 
 
 def test_a_layer_with_a_hook_keeps_it():

@@ -10,8 +10,8 @@ trained instead:
 U and V have orthonormal columns, so that dP and dQ move W by what they are themselves, along
 the tangent space of the matrices of this rank. (What scaled gradient descent, Tong, Ma & Chi
 2021, reaches by preconditioning, to first order, and at no cost in a step.) A linear layer
-that takes all of W multiplies by Q and P, or W is multiplied out once a step for all tokens of
-the batch, whichever takes fewer operations.
+that takes all of W, or its transpose, multiplies by Q and P, or W is multiplied out once a step
+for all tokens of the batch, whichever takes fewer operations.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from eadem._share.families import transposed
 from eadem.bind import ties, twin
 from eadem.maps.base import Composed, Map
 from eadem.maps.factored import Factored
+from eadem.maps.view import Transpose
 
 __all__ = ["Coordinates", "balanced", "lowered"]
 
@@ -79,9 +80,9 @@ class _Product:
             yield site, value
 
     def whole_at(self, model: nn.Module) -> bool:
-        """Whether every site is the whole matrix, as the weight of a linear layer."""
+        """Whether every site is a linear layer's weight, all of the matrix or its transpose."""
         return all(
-            not outer
+            _turned(outer) is not None
             and site.endswith(".weight")
             and _bare(model.get_submodule(site.removesuffix(".weight")))
             for site, outer in self.sites
@@ -98,27 +99,36 @@ class _Layer(nn.Linear):
     """The class that a linear layer gets whose weight is a product; see `become`."""
 
     _one: _Product
+    _turned: bool
 
     @staticmethod
-    def become(layer: nn.Module, one: _Product) -> None:
-        """The layer itself, wherever it stands in a model, multiplies by P and Q."""
+    def become(layer: nn.Module, one: _Product, turned: bool) -> None:
+        """The layer itself, wherever it stands in a model, multiplies by P and Q; by their
+        transposes where it is `turned`.
+        """
         del layer._parameters["weight"]
-        layer.__dict__["_one"] = one
+        layer.__dict__.update(_one=one, _turned=turned)
         layer.__class__ = _Layer
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """(rows, r) and (r, columns) of the weight, with S⁻¹ left out between them."""
+        p, q = self._one.p, self._one.q
+        return (q.mT, p.mT) if self._turned else (p, q)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        return self._one.p @ (self._one.q / self._one.s[:, None])
+        left, right = self._factors()
+        return left @ (right / self._one.s[:, None])
 
     def forward(self, x: Tensor) -> Tensor:
-        one = self._one
-        rows, rank = one.p.shape
-        columns = one.q.shape[1]
+        left, right = self._factors()
+        rows, rank = left.shape
+        columns = right.shape[1]
         tokens = x.numel() // columns
         if tokens * rank * (rows + columns) > (tokens + rank) * rows * columns:
             return F.linear(x, self.weight, self.bias)
-        inner = F.linear(x, one.q)
-        return F.linear(inner / one.s.to(inner.dtype), one.p, self.bias)
+        inner = F.linear(x, right)
+        return F.linear(inner / self._one.s.to(inner.dtype), left, self.bias)
 
 
 class Coordinates:
@@ -148,9 +158,9 @@ class Coordinates:
         self._placed: list[_Product] = []
         for one in self._products:
             if one.whole_at(self.twin):
-                for site, _ in one.sites:
+                for site, outer in one.sites:
                     layer = self.twin.get_submodule(site.removesuffix(".weight"))
-                    _Layer.become(layer, one)
+                    _Layer.become(layer, one, bool(_turned(outer)))
             else:
                 self._placed.append(one)
         with torch.no_grad():
@@ -225,6 +235,15 @@ def _product(
     exact, s = s, s.to(torch.bfloat16).to(s)  # a scale to divide by in any format
     q = q * (s / exact)[:, None]
     return _Product(theta, first, nn.Parameter(p), s, nn.Parameter(q), tuple(parts))
+
+
+def _turned(outer: tuple[Map, ...]) -> bool | None:
+    """Whether maps after a product leave it (False) or transpose it (True); None: neither."""
+    if all(
+        isinstance(phi, Transpose) and {phi.dim0 % 2, phi.dim1 % 2} == {0, 1} for phi in outer
+    ):
+        return len(outer) % 2 == 1
+    return None
 
 
 def _bare(module: nn.Module) -> bool:

@@ -23,12 +23,12 @@ __all__ = ["mixes", "plain_attention", "recover", "text_loss", "trained"]
 
 def mixes(device: torch.device) -> bool:
     """Whether products in bfloat16 are the faster ones: on any device but the CPU, and on a
-    CPU that has matrix instructions (AMX) for them.
+    CPU that has instructions for them (AMX, or AVX-512 with BF16).
     """
     if device.type != "cpu":
         return True
-    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(asked is not None and asked())
+    asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in asked)
 
 
 def recover(
