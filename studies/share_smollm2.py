@@ -136,15 +136,17 @@ def judges(
     count: int,
     tests: int,
     austen: Path = NOVELS,
-    mixed: bool = False,
+    source: str = "plays",
 ) -> tuple[list[Any], Any]:
     """The batches that statistics come from, and the losses on four held-out texts.
 
-    Where `mixed`, half of the statistics' windows are of `other_docstrings`.
+    The `source` of statistics: "plays", "mixed" with `other_docstrings`, half of the windows
+    each, or what the model writes of its "own".
     """
     import torch
 
     from eadem._share import loss, text
+    from eadem._share.samples import own_samples
 
     many = plays()
     fit_ids = text.windows(text.tokens("\n".join(p[:37000] for p in many[:8]), tokenizer), 256)
@@ -154,7 +156,9 @@ def judges(
     prose = text.windows(text.tokens(begun, tokenizer), 256)
     code = text.windows(text.tokens(docstrings(), tokenizer), 256)
     fit = texts.fit
-    if mixed:
+    if source == "own":
+        fit = own_samples(model, count, length=256)
+    elif source == "mixed":
         half = text.windows(text.tokens("\n\n".join(other_docstrings()), tokenizer), 256)
         fit = text.batches(text._spread(torch.cat([b.ids for b in fit]), count // 2), 4)
         fit += text.batches(text._spread(half, count - count // 2), 4)
@@ -173,7 +177,7 @@ def smollm2(
     work: Path | None,
     names: list[str],
     austen: Path = NOVELS,
-    mixed: bool = False,
+    source: str = "plays",
 ) -> dict[str, Any]:
     """Held-out losses of every method at every budget; θ of the widest plan into `work`.
 
@@ -185,11 +189,11 @@ def smollm2(
     from eadem._share import allocate, attach, matrices, measure, run, statistics
 
     model, tokenizer = opened()
-    fit, judged = judges(model, tokenizer, count, tests, austen, mixed)
+    fit, judged = judges(model, tokenizer, count, tests, austen, source)
     found = matrices(model)
     out: dict[str, Any] = {
         "windows": count,
-        "mixed": mixed,
+        "statistics": source,
         "tests": tests,
         "weights": sum(m.size for m in found),
         "original": {k: j(model) for k, j in judged.items()},
@@ -305,7 +309,8 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--tests", type=int, default=12)
     parser.add_argument("--methods", nargs="*", default=[], help="how their names begin")
-    parser.add_argument("--mixed", action="store_true", help="statistics of docstrings, too")
+    sources = ["plays", "mixed", "own"]
+    parser.add_argument("--statistics", choices=sources, default="plays", help="their text")
     parser.add_argument("--minilm", action="store_true")
     parser.add_argument("--novels", type=Path, default=NOVELS, help="folder of janeaustenr")
     parser.add_argument("--work", type=Path, help="folder for plans and θ of each budget")
@@ -314,7 +319,7 @@ def main() -> None:
     if given.minilm:
         found = minilm(0.8)
     else:
-        options = given.work, given.methods, given.novels, given.mixed
+        options = given.work, given.methods, given.novels, given.statistics
         found = smollm2(given.keep, given.windows, given.tests, *options)
     print(json.dumps(found, indent=1))
     if given.out is not None:

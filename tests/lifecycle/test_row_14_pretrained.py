@@ -127,8 +127,9 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     return found
 
 
-def _same_logits(result: dict[str, Any], system: HfSystem) -> bool:
-    return result["logits"] == logits(system.tied()).double().flatten().tolist()
+def _logits(system: HfSystem) -> list[float]:
+    found: list[float] = logits(system.tied()).double().flatten().tolist()
+    return found
 
 
 @some
@@ -138,7 +139,7 @@ def test_a_fresh_process_has_the_ties_and_the_logits(
 ) -> None:
     result, said = fresh[order, "with", str(fresh["folder"] / hf.name)]
     assert "error" not in result, result
-    assert _same_logits(result, hf)
+    assert result["logits"] == _logits(hf)
     assert result["values"] == digests(eadem.materialize(hf.tied()))
     assert result["ties"] == json.loads(json.dumps(eadem.record(hf.tied())["ties"]))
     assert result["stored"] == result["free"] == hf.free
@@ -152,7 +153,8 @@ def test_materialized_it_opens_without_eadem(fresh: dict[Any, Any], hf: HfSystem
     assert "error" not in result, result
     assert "ties" not in result
     assert result["values"] == digests(eadem.materialize(hf.tied()))
-    assert _same_logits(result, hf)
+    # to rounding: a weight that lies transposed in memory may be multiplied in another order
+    assert result["logits"] == pytest.approx(_logits(hf), rel=1e-5, abs=1e-5)
     assert result["stored"] == sum(p.numel() for p in hf.stock().parameters())
     assert not any(noise in said for noise in NOISE), said
     assert "quantization_config" not in json.loads(Path(folder, "config.json").read_text())
